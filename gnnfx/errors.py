@@ -1,0 +1,36 @@
+"""Every exception that gnnfx raises on purpose.
+
+A message names the argument, what was given and what was expected.
+"""
+
+
+class GnnfxError(Exception):
+    """Base of all gnnfx exceptions."""
+
+
+class InputError(GnnfxError, ValueError):
+    """An argument of a call is wrong: its type, its shape or its values."""
+
+
+class PolicyError(GnnfxError, ValueError):
+    """A policy names an unknown preset, field or module, or would change nothing."""
+
+
+class CalibrationError(GnnfxError, ValueError):
+    """Calibration data is empty, malformed, or holds NaN or Inf."""
+
+
+class TraceError(GnnfxError, RuntimeError):
+    """The model could not be captured as one graph."""
+
+
+class MismatchError(GnnfxError, RuntimeError):
+    """The optimized program does not compute what the model computes: a fault of gnnfx."""
+
+
+class VerifyError(GnnfxError, RuntimeError):
+    """A program breaks an invariant of the IR: a fault of the pass that ran last."""
+
+
+class ParseError(GnnfxError, ValueError):
+    """IR text does not follow the grammar of `gnnfx.ir.parse`."""

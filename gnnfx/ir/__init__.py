@@ -1,0 +1,1 @@
+"""The intermediate representation: typed programs on top of `torch.fx`."""

@@ -1,0 +1,167 @@
+"""Types and domains of a whole program, inferred from its ops.
+
+Types come from running each op on FakeTensors; sizes that depend on data (the number of edges
+that are not self-loops) keep the symbol they were traced with.  Domains come from dataflow:
+
+- structure: reaches from index inputs and edge-weight inputs alone, without parameters;
+- edge, node, graph: the first axis is the length of an index, the rows an index selects or
+  scatters into, or the rows that a node-long index (a batch vector) scatters into.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from gnnfx.ir.program import Instr, Program, codes_of, set_record
+from gnnfx.ir.types import Dim, Domain, Record, TensorType
+
+_INDEX_ARG = {
+    "gather": "index",
+    "scatter": "index",
+    "edge_softmax": "index",
+    "compress": "dst",
+    "aten.index_select.default": "index",
+    "aten.scatter_add.default": "index",
+    "aten.scatter_reduce.two": "index",
+    "aten.index_add.default": "index",
+}
+
+
+def infer_value(program: Program, node: fx.Node) -> Any:
+    """The fake result of `node` from the fakes of its arguments."""
+    if node.op == "get_attr":
+        tensor = program.tensors[str(node.target)].detach()
+        return program.mode.from_tensor(tensor, static_shapes=True)
+    args, kwargs = torch.fx.node.map_arg(
+        (node.args, node.kwargs), lambda n: n.meta["val"]
+    )
+    with program.mode, torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def keeps_traced_size(node: fx.Node) -> bool:
+    """Whether the result's size depends on data, so that re-running would make a new symbol."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        tags = node.target.tags
+        if torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
+            mask = any(
+                isinstance(n.meta.get("val"), Tensor) and n.meta["val"].dtype == torch.bool
+                for n in node.all_input_nodes
+            )
+            return node.target is not torch.ops.aten.index.Tensor or mask
+    return False
+
+
+def annotate(program: Program) -> Program:
+    """Infer every type and domain anew and store the records."""
+    for node in program.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        if "val" not in node.meta or not keeps_traced_size(node):
+            node.meta["val"] = infer_value(program, node)
+    records(program)
+    return program
+
+
+def records(program: Program) -> None:
+    """Store the record of every instruction, from the fakes that are there."""
+    for instr in program.instrs:
+        old = instr.node.meta.get("gnnfx")
+        set_record(
+            instr,
+            Record(
+                type=program.type_of(instr.fake),
+                domain=Domain.OTHER,
+                module=old.module if old else "",
+                origin=old.origin if old else "trace",
+                codes=codes_of(instr),
+            ),
+        )
+    kinds = axis_domains(program)
+    structural = structure_values(program, kinds)
+    for instr in program.instrs:
+        domain = _domain(instr, kinds, structural)
+        if domain is not Domain.OTHER:
+            old = instr.record
+            set_record(instr, Record(old.type, domain, old.module, old.origin, old.codes))
+
+
+def axis_domains(program: Program) -> dict[Dim, Domain]:
+    """What each symbolic row count stands for, from its use by message passing."""
+    kinds: dict[Dim, Domain] = {}
+    for instr in program.instrs:
+        if instr.op not in _INDEX_ARG or _parameter(instr.arg):
+            continue
+        index = instr.args[_INDEX_ARG[instr.op]]
+        if not index.shape or isinstance(index.shape[0], int):
+            continue
+        rows = instr.shape[0] if instr.op.startswith(("scatter", "aten.scatter", "aten.index_add")) else None
+        if instr.op in ("gather", "aten.index_select.default"):
+            rows = instr.arg.shape[0] if instr.arg.shape else None
+        pools = kinds.get(index.shape[0]) is Domain.NODE
+        if not pools:
+            kinds.setdefault(index.shape[0], Domain.EDGE)
+        if isinstance(rows, str):
+            kinds.setdefault(rows, Domain.GRAPH if pools else Domain.NODE)
+    return kinds
+
+
+def structure_values(program: Program, kinds: dict[Dim, Domain]) -> set[str]:
+    """Names of the values that depend on the graph alone."""
+    seeds = _index_inputs(program)
+    for instr in program.inputs:
+        on_edges = len(instr.shape) == 1 and kinds.get(instr.shape[0]) is Domain.EDGE
+        if on_edges and instr.dtype is not None and instr.dtype.is_floating_point:
+            seeds.add(instr.name)
+    known: set[str] = set()
+    for instr in program.instrs:
+        if instr.op == "input":
+            inside = instr.name in seeds
+        elif instr.op in ("param", "return"):
+            inside = False
+        elif instr.op == "aten.sym_size.int":
+            inside = True
+        else:
+            inside = all(i.name in known for i in instr.inputs)
+        if inside:
+            known.add(instr.name)
+    return known
+
+
+def _index_inputs(program: Program) -> set[str]:
+    """Integer inputs from which an index of a gather or scatter is computed."""
+    wanted: list[Instr] = []
+    for instr in program.instrs:
+        if instr.op in _INDEX_ARG and not _parameter(instr.arg):
+            wanted.append(instr.args[_INDEX_ARG[instr.op]])
+            wanted.extend(a for a in [instr.args.get("src")] if instr.op == "compress")
+        elif instr.op == "aten.index.Tensor" and not _parameter(instr.arg):
+            wanted.extend(i for i in instr.args["indices"] if isinstance(i, Instr))
+    seen: set[str] = set()
+    found: set[str] = set()
+    while wanted:
+        instr = wanted.pop()
+        if instr.name in seen or instr.dtype is None or instr.dtype.is_floating_point:
+            continue
+        seen.add(instr.name)
+        if instr.op == "input":
+            found.add(instr.name)
+        wanted.extend(instr.inputs)
+    return found
+
+
+def _parameter(value: Any) -> bool:
+    return isinstance(value, Instr) and value.op == "param"
+
+
+def _domain(instr: Instr, kinds: dict[Dim, Domain], structural: set[str]) -> Domain:
+    if instr.op == "param":
+        return Domain.PARAMETER
+    if not isinstance(instr.type, TensorType):
+        return Domain.SCALAR if instr.type is not None else Domain.OTHER
+    if instr.name in structural:
+        return Domain.STRUCTURE
+    return kinds.get(instr.shape[0], Domain.OTHER) if instr.shape else Domain.SCALAR

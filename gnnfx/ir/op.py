@@ -1,0 +1,145 @@
+"""The op registry: one declaration per op, from which everything else about it is derived.
+
+    AGGREGATE = register(OpDef(name="aggregate", reference=..., fake=..., cost=..., samples=...,
+                               impls=(Impl("numba", "cpu", numba, reject_numba), ...)))
+
+declares `torch.ops.gnnfx.aggregate`: its schema comes from the annotations of `reference`, its
+shape function from `fake`, its gradient (where there is one) from differentiating `reference`,
+and each call runs the first implementation of the arguments' device that does not reject them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("gnnfx", "DEF")
+_OPS: dict[str, OpDef] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one call must do at the least: arithmetic, and memory traffic in bytes."""
+
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Impl:
+    """One way to run an op.
+
+    `reject` takes the op's arguments and says why `fn` cannot take them, or None.
+    """
+
+    name: str
+    device: str
+    fn: Callable[..., Any]
+    reject: Callable[..., str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class OpDef:
+    """All facts about one op.
+
+    reference: what the op means, in plain torch; every implementation is tested against it.
+    fake: shape, dtype and device of the result; raises ValueError for arguments that the op
+        does not take.  It is the type rule of the verifier and the FakeTensor function of torch.
+    cost: least work of a call, from its (real or fake) arguments.
+    samples: arguments that every implementation is tried on, by device.
+    differentiable: whether gradients may flow through `reference`.
+    """
+
+    name: str
+    reference: Callable[..., Any]
+    fake: Callable[..., Any]
+    cost: Callable[..., Cost]
+    samples: Callable[..., Iterator[tuple[Any, ...]]]
+    impls: tuple[Impl, ...] = ()
+    differentiable: bool = False
+
+    @property
+    def torch_op(self) -> Any:
+        """The registered `torch.ops.gnnfx.*` overload."""
+        return getattr(torch.ops.gnnfx, self.name).default
+
+    def select(self, *args: Any, **kwargs: Any) -> Impl:
+        """The implementation that a call with these arguments runs."""
+        device = _device_of(args)
+        for impl in self.impls:
+            if impl.device == device and impl.reject(*args, **kwargs) is None:
+                return impl
+        return Impl("reference", device, self.reference, _accept)
+
+    def refusals(self, *args: Any, **kwargs: Any) -> dict[str, str]:
+        """Why each implementation of this device that was passed over was passed over."""
+        device = _device_of(args)
+        reasons = {i.name: i.reject(*args, **kwargs) for i in self.impls if i.device == device}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        return self.select(*args, **kwargs).fn(*args, **kwargs)
+
+
+def register(op: OpDef) -> OpDef:
+    """Declare `op` to gnnfx and to torch; raises ValueError if the name is taken."""
+    if op.name in _OPS:
+        raise ValueError(f"op {op.name!r} is already registered")
+    schema = torch.library.infer_schema(op.reference, mutates_args=())
+    _LIBRARY.define(op.name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(op.name, op._run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gnnfx::{op.name}", op.fake, lib=_LIBRARY)
+    if op.differentiable:
+        _register_gradient(op)
+    _OPS[op.name] = op
+    return op
+
+
+def all_ops() -> list[OpDef]:
+    """Every registered op, in order of registration."""
+    return list(_OPS.values())
+
+
+def find_op(target: object) -> OpDef | None:
+    """The declaration behind an fx target such as `torch.ops.gnnfx.aggregate.default`."""
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "gnnfx":
+        return None
+    return _OPS.get(target._opname)
+
+
+def _accept(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _device_of(args: tuple[Any, ...]) -> str:
+    return next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+
+
+def _register_gradient(op: OpDef) -> None:
+    """Gradient by differentiating the reference, recomputed in the backward pass."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
+        ctx.others = [None if isinstance(a, Tensor) else a for a in inputs]
+        ctx.is_tensor = [isinstance(a, Tensor) for a in inputs]
+
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        saved = iter(ctx.saved_tensors)
+        args = [next(saved) if t else o for t, o in zip(ctx.is_tensor, ctx.others, strict=True)]
+        wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
+        with torch.enable_grad():
+            for i in wanted:
+                args[i] = args[i].detach().requires_grad_()
+            result = torch.autograd.grad(
+                op.reference(*args), [args[i] for i in wanted], grads, allow_unused=True
+            )
+        found = dict(zip(wanted, result, strict=True))
+        return tuple(found.get(i) for i in range(len(args)))
+
+    torch.library.register_autograd(
+        f"gnnfx::{op.name}", backward, setup_context=setup_context, lib=_LIBRARY
+    )

@@ -1,0 +1,293 @@
+"""Programs and instructions: the typed view of `torch.fx`.
+
+A Program owns an `fx.Graph`, the tensors it refers to by name, and the names of its symbolic axes.
+It is runnable at every stage.  An Instr is the typed view of one `fx.Node`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gnnfx.ir.op import OpDef, find_op
+from gnnfx.ir.types import Codes, Dim, Domain, IntType, Record, TensorType, TupleType, ValueType
+
+_KEY = "gnnfx"
+_PYTHON_OPS: dict[str, Callable[..., Any]] = {
+    "getitem": operator.getitem,
+    "sym.add": operator.add,
+    "sym.sub": operator.sub,
+    "sym.mul": operator.mul,
+    "sym.floordiv": operator.floordiv,
+    "sym.eq": operator.eq,
+    "sym.ge": operator.ge,
+    "sym.le": operator.le,
+    "sym.gt": operator.gt,
+    "sym.lt": operator.lt,
+    "sym.max": torch.sym_max,
+    "sym.min": torch.sym_min,
+}
+_PYTHON_NAMES = {fn: name for name, fn in _PYTHON_OPS.items()}
+
+
+def op_name(target: Any) -> str:
+    """The textual name of a call target: `gather`, `aten.add.Tensor`, `getitem`, `sym.add`."""
+    if target in _PYTHON_NAMES:
+        return _PYTHON_NAMES[target]
+    if isinstance(target, torch._ops.OpOverload):
+        if target.namespace == "gnnfx":
+            return target._opname
+        return f"{target.namespace}.{target._opname}.{target._overloadname}"
+    return f"{target.__module__}.{target.__qualname__}"
+
+
+def op_target(name: str) -> Any:
+    """The call target behind a textual name; raises KeyError if there is none."""
+    if name in _PYTHON_OPS:
+        return _PYTHON_OPS[name]
+    parts = name.split(".")
+    try:
+        if len(parts) == 1:
+            return getattr(torch.ops.gnnfx, name).default
+        namespace, packet, overload = parts
+        return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+    except (AttributeError, ValueError) as error:
+        raise KeyError(f"no op is called {name!r}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Instr:
+    """The typed view of one `fx.Node`."""
+
+    node: fx.Node
+
+    @property
+    def name(self) -> str:
+        return self.node.name
+
+    @property
+    def op(self) -> str:
+        """`input`, `param`, `return`, or the textual name of the op that is called."""
+        kinds = {"placeholder": "input", "get_attr": "param", "output": "return"}
+        return kinds.get(self.node.op) or op_name(self.node.target)
+
+    @property
+    def definition(self) -> OpDef | None:
+        """The gnnfx declaration of the op, or None for ATen and Python ops."""
+        return find_op(self.node.target)
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """Arguments by name, defaults filled in; values are Instr, constants or lists of both."""
+        named: dict[str, Any] = {}
+        if isinstance(self.node.target, torch._ops.OpOverload):
+            for i, spec in enumerate(self.node.target._schema.arguments):
+                default = spec.default_value if spec.has_default_value() else None
+                given = self.node.args[i] if i < len(self.node.args) else default
+                named[spec.name] = self.node.kwargs.get(spec.name, given)
+        else:
+            named = {str(i): a for i, a in enumerate(self.node.args)}
+        return {name: _wrap(value) for name, value in named.items()}
+
+    @property
+    def arg(self) -> Any:
+        """The first argument."""
+        return next(iter(self.args.values()))
+
+    @property
+    def positional(self) -> list[Any]:
+        """Arguments as they were given by position."""
+        return [_wrap(a) for a in self.node.args]
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Arguments as they were given by name."""
+        return {k: _wrap(a) for k, a in self.node.kwargs.items()}
+
+    @property
+    def param(self) -> str:
+        """Name of the tensor that a `param` instruction refers to."""
+        return str(self.node.target)
+
+    @property
+    def inputs(self) -> list[Instr]:
+        return [Instr(n) for n in self.node.all_input_nodes]
+
+    @property
+    def users(self) -> list[Instr]:
+        return [Instr(n) for n in self.node.users]
+
+    @property
+    def record(self) -> Record:
+        return self.node.meta[_KEY]  # type: ignore[no-any-return]
+
+    @property
+    def type(self) -> ValueType:
+        return self.record.type
+
+    @property
+    def domain(self) -> Domain:
+        return self.record.domain
+
+    @property
+    def module(self) -> str:
+        return self.record.module
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        """Shape of a tensor value; () for anything else."""
+        return self.type.shape if isinstance(self.type, TensorType) else ()
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        return self.type.dtype if isinstance(self.type, TensorType) else None
+
+    @property
+    def fake(self) -> Any:
+        """The FakeTensor or SymInt that carries dtype, shape and device."""
+        return self.node.meta.get("val")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _wrap(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return Instr(value)
+    if isinstance(value, (list, tuple)):
+        return [_wrap(v) for v in value]
+    return value
+
+
+def unwrap(value: Any) -> Any:
+    """The fx form of an argument made of Instr, constants and lists."""
+    if isinstance(value, Instr):
+        return value.node
+    if isinstance(value, (list, tuple)):
+        return [unwrap(v) for v in value]
+    return value
+
+
+@dataclass
+class Program:
+    """A typed `fx.Graph` with its tensors.
+
+    tensors: parameters, buffers and constants by name.
+    axes: printable name of every size symbol.
+    """
+
+    graph: fx.Graph
+    tensors: dict[str, Tensor]
+    mode: FakeTensorMode
+    axes: dict[sympy.Symbol, str] = field(default_factory=dict)
+    name: str = "program"
+
+    @property
+    def instrs(self) -> list[Instr]:
+        return [Instr(n) for n in self.graph.nodes]
+
+    @property
+    def inputs(self) -> list[Instr]:
+        return [Instr(n) for n in self.graph.nodes if n.op == "placeholder"]
+
+    @property
+    def output(self) -> Instr:
+        return Instr(self.graph.output_node())
+
+    @property
+    def results(self) -> list[Instr]:
+        """Values that the program returns, in order."""
+        flat, _ = torch.utils._pytree.tree_flatten(self.output.node.args[0])
+        return [Instr(n) for n in flat if isinstance(n, fx.Node)]
+
+    def find(self, *ops: str) -> Iterator[Instr]:
+        """Instructions that call one of `ops`, in program order."""
+        return (i for i in self.instrs if i.op in ops)
+
+    def tensor(self, instr: Instr) -> Tensor:
+        """The tensor behind a `param` instruction."""
+        return self.tensors[instr.param]
+
+    def copy(self) -> Program:
+        """An independent graph over the same tensors."""
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.nodes:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            copies[node].name = node.name
+        return replace(self, graph=graph, tensors=dict(self.tensors), axes=dict(self.axes))
+
+    def module(self) -> fx.GraphModule:
+        """A runnable module over this program's graph and tensors."""
+        used = {n.target for n in self.graph.nodes if n.op == "get_attr"}
+        root = torch.nn.Module()
+        for name, tensor in self.tensors.items():
+            if name in used:
+                attach(root, name, tensor)
+        return fx.GraphModule(root, self.graph, class_name=self.name)
+
+    def run(self, *inputs: Any) -> Any:
+        """Execute on real inputs, one a placeholder."""
+        with torch.no_grad():
+            return self.module()(*inputs)
+
+    def type_of(self, value: Any) -> ValueType:
+        """The printable type of a FakeTensor, SymInt or tuple of them."""
+        if isinstance(value, Tensor):
+            return TensorType(value.dtype, tuple(self.dim(s) for s in value.shape))
+        if isinstance(value, (int, torch.SymInt, torch.SymBool)):
+            return IntType(self.dim(value))
+        if isinstance(value, (tuple, list)):
+            return TupleType(tuple(self.type_of(v) for v in value))  # type: ignore[arg-type]
+        return None
+
+    def dim(self, size: Any) -> Dim:
+        """A number, or an expression over axis names."""
+        if not isinstance(size, (torch.SymInt, torch.SymBool)):
+            return int(size)
+        expr = sympy.sympify(size.node.expr)
+        names = {s: sympy.Symbol(self._axis(s)) for s in expr.free_symbols}
+        return str(expr.xreplace(names)) if names else int(expr)
+
+    def _axis(self, symbol: sympy.Symbol) -> str:
+        if symbol not in self.axes:
+            self.axes[symbol] = f"D{sum(n.startswith('D') for n in self.axes.values())}"
+        return self.axes[symbol]
+
+
+def attach(root: torch.nn.Module, name: str, tensor: Tensor) -> None:
+    """Register `tensor` on `root` under a dotted name, keeping parameters parameters."""
+    *path, leaf = name.split(".")
+    module = root
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, torch.nn.Module())
+        module = getattr(module, part)
+    if isinstance(tensor, torch.nn.Parameter):
+        module.register_parameter(leaf, tensor)
+    else:
+        module.register_buffer(leaf, tensor)
+
+
+def set_record(instr: Instr, record: Record) -> None:
+    """Store the record of `instr`; the only writer of it."""
+    instr.node.meta[_KEY] = record
+
+
+def codes_of(instr: Instr) -> Codes | None:
+    """The quantization parameters of the codes that `instr` makes, or None if it makes none."""
+    if instr.definition is None:
+        return None
+    args = instr.args
+    if instr.op == "quantize":
+        return Codes(args["bits"], args["scale"].name, args["zero_point"].name)
+    if args.get("out_scale") is not None:
+        return Codes(args["out_bits"], args["out_scale"].name, args["out_zero_point"].name)
+    return None

@@ -1,0 +1,96 @@
+"""The typed record of a value: dtype, shape with named axes, domain, codes, origin."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import torch
+
+Dim = int | str
+
+
+class Domain(enum.Enum):
+    """What the rows of a value stand for."""
+
+    NODE = "node"
+    EDGE = "edge"
+    GRAPH = "graph"
+    STRUCTURE = "structure"
+    PARAMETER = "parameter"
+    SCALAR = "scalar"
+    OTHER = "other"
+
+
+_DTYPES = {
+    torch.float64: "f64",
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "bool",
+}
+DTYPE_OF = {short: dtype for dtype, short in _DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """Element type and shape; a dimension is a number or an expression over named axes."""
+
+    dtype: torch.dtype
+    shape: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        short = _DTYPES.get(self.dtype, str(self.dtype).removeprefix("torch."))
+        return f"{short}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class IntType:
+    """A size known when the program runs, as an expression over named axes."""
+
+    value: Dim
+
+    def __str__(self) -> str:
+        return f"int[{self.value}]"
+
+
+@dataclass(frozen=True, slots=True)
+class TupleType:
+    """The result of an op with several results."""
+
+    items: tuple[TensorType | IntType | None, ...]
+
+    def __str__(self) -> str:
+        return f"({', '.join(map(str, self.items))})"
+
+
+ValueType = TensorType | IntType | TupleType | None
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """How integer codes map to real numbers: value = scale * (code - zero_point)."""
+
+    bits: int
+    scale: str
+    zero_point: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """All that is known of one value.
+
+    module: path of the user's module the value came from, '' at the top.
+    origin: name of the pass that made the instruction.
+    """
+
+    type: ValueType
+    domain: Domain
+    module: str = ""
+    origin: str = "trace"
+    codes: Codes | None = None

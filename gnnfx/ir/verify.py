@@ -1,0 +1,88 @@
+"""The verifier that runs between passes: names, types, codes, and an unchanged interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from gnnfx.errors import VerifyError
+from gnnfx.ir.infer import infer_value, keeps_traced_size
+from gnnfx.ir.program import Instr, Program
+from gnnfx.ir.text import format_instr
+from gnnfx.ir.types import Codes
+
+
+def verify(program: Program, before: Program | None = None) -> None:
+    """Check every invariant; raises VerifyError with the lines around the instruction at fault.
+
+    With `before`, inputs and result types must be those of `before`.
+    """
+    defined: set[fx.Node] = set()
+    for instr in program.instrs:
+        for operand in instr.node.all_input_nodes:
+            if operand not in defined:
+                _fail(program, instr, f"{operand.name} is used before it is defined")
+        defined.add(instr.node)
+        if "gnnfx" not in instr.node.meta:
+            _fail(program, instr, "has no record")
+        _verify_type(program, instr)
+        _verify_codes(program, instr)
+    if before is not None:
+        _verify_interface(before, program)
+
+
+def _verify_type(program: Program, instr: Instr) -> None:
+    if instr.op in ("input", "return") or keeps_traced_size(instr.node):
+        return
+    if instr.op == "param" and instr.param not in program.tensors:
+        _fail(program, instr, f"the program owns no tensor {instr.param!r}")
+    try:
+        inferred = program.type_of(infer_value(program, instr.node))
+    except Exception as error:
+        _fail(program, instr, f"{instr.op} does not take these arguments: {error}")
+    if inferred != instr.type:
+        _fail(program, instr, f"is recorded as {instr.type}, but its arguments give {inferred}")
+
+
+def _verify_codes(program: Program, instr: Instr) -> None:
+    """Codes are used with the scale and zero point that they were made with."""
+    args = instr.args if instr.definition is not None else {}
+    for values, scale, zero_point in [
+        ("x", "scale", "zero_point"),
+        ("codes", "scale", "zero_point"),
+        ("x_src", "scale_src", "zero_point_src"),
+        ("x_dst", "scale_dst", "zero_point_dst"),
+    ]:
+        made = _made(args.get(values)) if scale in args else None
+        if made is None or instr.op in ("quantize", "fake_quantize"):
+            continue
+        used = Codes(args.get("bits", 8), args[scale].name, args[zero_point].name)
+        if used != made:
+            _fail(program, instr, f"reads codes made with {made} as {used}")
+
+
+def _made(value: Any) -> Codes | None:
+    """Codes of a value, looked up through reshapes."""
+    while isinstance(value, Instr) and value.op.startswith(("aten.view", "aten.reshape")):
+        value = value.arg
+    return value.record.codes if isinstance(value, Instr) else None
+
+
+def _verify_interface(before: Program, after: Program) -> None:
+    for kind, old, new in [
+        ("inputs", before.inputs, after.inputs),
+        ("results", before.results, after.results),
+    ]:
+        old_types, new_types = [str(i.type) for i in old], [str(i.type) for i in new]
+        if old_types != new_types:
+            raise VerifyError(f"the {kind} changed from {old_types} to {new_types}")
+
+
+def _fail(program: Program, instr: Instr, what: str) -> None:
+    lines = program.instrs
+    at = lines.index(instr)
+    around = [f"  {format_instr(i)}" for i in lines[max(0, at - 2) : at] if i.op != "input"]
+    module = f" (from module {instr.module})" if instr.module else ""
+    text = format_instr(instr) if instr.op != "return" else "return"
+    raise VerifyError("\n".join([f"{instr.name}{module} {what}:", *around, f"> {text}"]))

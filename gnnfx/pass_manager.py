@@ -1,0 +1,104 @@
+"""Run passes in order, verify between them, and keep what they say about the program."""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from gnnfx.ir.program import Instr, Program
+from gnnfx.ir.text import dump
+from gnnfx.ir.verify import verify
+from gnnfx.policy import Policy
+
+
+class Numerics(enum.Enum):
+    """How results after a pass relate to results before it."""
+
+    EXACT = "exact"
+    REORDERED = "reordered"
+    LOSSY = "lossy"
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """One thing a pass did, or refused to do and why."""
+
+    pass_name: str
+    module: str
+    instr: str
+    text: str
+    done: bool
+
+
+@dataclass
+class PassContext:
+    """What passes share in one run.
+
+    ranges: observed (lowest, highest) of each observed value, by observer name.
+    """
+
+    policy: Policy = field(default_factory=Policy)
+    remarks: list[Remark] = field(default_factory=list)
+    pass_name: str = ""
+
+    def did(self, instr: Instr, text: str) -> None:
+        """Remember something that was done at `instr`."""
+        self.remarks.append(Remark(self.pass_name, instr.module, instr.name, text, done=True))
+
+    def missed(self, instr: Instr, reason: str) -> None:
+        """Remember why something was not done at `instr`."""
+        self.remarks.append(Remark(self.pass_name, instr.module, instr.name, reason, done=False))
+
+
+class Pass(abc.ABC):
+    """A rewrite of a whole program.
+
+    needs, gives: facts about the program that must hold before, and that hold after.
+    A pass that changes nothing returns the program it was given.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset()
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    @abc.abstractmethod
+    def run(self, program: Program, ctx: PassContext) -> Program:
+        """The program after this pass."""
+
+
+class PassManager:
+    """Runs an ordered list of passes; raises ValueError if a pass lacks what it needs."""
+
+    def __init__(self, passes: Sequence[Pass], facts: frozenset[str] = frozenset()) -> None:
+        known = set(facts)
+        for pass_ in passes:
+            if lacking := pass_.needs - known:
+                raise ValueError(f"{pass_.name} needs {sorted(lacking)}; no pass before gives it")
+            known |= pass_.gives
+        self.passes = tuple(passes)
+
+    def run(
+        self,
+        program: Program,
+        ctx: PassContext,
+        *,
+        dump_to: Path | None = None,
+        after_each: Callable[[Pass, Program, Program], None] | None = None,
+    ) -> Program:
+        """Apply every pass; with `dump_to`, write the text after each into that folder."""
+        for number, pass_ in enumerate(self.passes):
+            ctx.pass_name = pass_.name
+            before, program = program, pass_.run(program, ctx)
+            if program is not before:
+                verify(program, before)
+            if after_each is not None:
+                after_each(pass_, before, program)
+            if dump_to is not None:
+                dump_to.mkdir(parents=True, exist_ok=True)
+                (dump_to / f"{number:02d}-{pass_.name}.txt").write_text(dump(program))
+        return program

@@ -1,0 +1,66 @@
+"""What the user asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gnnfx.errors import PolicyError
+
+Observer = Literal["minmax", "moving-average", "percentile", "mse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize:
+    """Integer execution: bits of weights and activations, and how ranges are observed.
+
+    observer: how static activation ranges are chosen from calibration data.
+    percentile: share of values inside the range, for observer='percentile'.
+    """
+
+    weight_bits: Literal[8, 4] = 8
+    activation_bits: Literal[8] = 8
+    observer: Observer = "minmax"
+    percentile: float = 0.999
+
+    def __post_init__(self) -> None:
+        _check("weight_bits", self.weight_bits, (8, 4))
+        _check("activation_bits", self.activation_bits, (8,))
+        _check("observer", self.observer, ("minmax", "moving-average", "percentile", "mse"))
+        if not 0.5 < self.percentile <= 1.0:
+            raise PolicyError(f"percentile must lie in (0.5, 1], got {self.percentile}")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A request to `gnnfx.optimize`.
+
+    quantize: how to quantize, or None to keep float32.
+    skip: module paths (fnmatch patterns, e.g. 'convs.0*') that stay float32.
+    """
+
+    quantize: Quantize | None = None
+    skip: tuple[str, ...] = field(default=())
+
+
+PRESETS: dict[str, Policy] = {
+    "fp32": Policy(),
+    "int8": Policy(quantize=Quantize()),
+    "int4": Policy(quantize=Quantize(weight_bits=4, observer="mse")),
+}
+
+
+def as_policy(policy: str | Policy) -> Policy:
+    """The policy behind a preset name; raises PolicyError for an unknown one."""
+    if isinstance(policy, Policy):
+        return policy
+    if not isinstance(policy, str) or policy not in PRESETS:
+        raise PolicyError(
+            f"policy must be one of {sorted(PRESETS)} or a gnnfx.Policy, got {policy!r}"
+        )
+    return PRESETS[policy]
+
+
+def _check(field_name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise PolicyError(f"{field_name} must be one of {list(allowed)}, got {value!r}")

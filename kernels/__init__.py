@@ -1,0 +1,7 @@
+"""Ops of gnnfx: one file an op with its reference, shape function, cost and samples.
+
+Importing this package registers every op as `torch.ops.gnnfx.*`.
+"""
+
+if __name__ != "gnnfx.kernels":
+    raise ImportError("this folder is the package gnnfx.kernels; install with `pip install -e .`")

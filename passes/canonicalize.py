@@ -1,0 +1,64 @@
+"""One spelling for each thing: no copies, no reshapes to the same shape, no multiplication by 1.
+
+    c: f32[N, 8] = aten.clone.default(x)
+    w: f32[E] = aten.mul.Tensor(v, ones)
+    y: f32[N, 8] = aten.add.Tensor(c, b)
+  becomes
+    y: f32[N, 8] = aten.add.Tensor(x, b)
+
+and every use of w uses v.
+"""
+
+from __future__ import annotations
+
+from gnnfx.ir.patterns import constant_value
+from gnnfx.ir.program import Instr, Program
+from gnnfx.ir.rewriter import Rewriter
+from gnnfx.pass_manager import Pass, PassContext
+
+_COPIES = {
+    "aten.clone.default",
+    "aten.detach.default",
+    "aten.alias.default",
+    "aten.lift_fresh_copy.default",
+    "aten.contiguous.default",
+}
+_SAME_SHAPE = {"aten.view.default", "aten.reshape.default", "aten.expand.default"}
+_CASTS = {"aten._to_copy.default", "aten.to.dtype", "aten.to.device", "aten.to.dtype_layout"}
+_NEUTRAL = {"aten.mul.Tensor": 1.0, "aten.add.Tensor": 0.0, "aten.div.Tensor": 1.0}
+
+
+class Canonicalize(Pass):
+    """Remove instructions that compute nothing."""
+
+    name = "canonicalize"
+    gives = frozenset({"canonical"})
+
+    def run(self, program: Program, ctx: PassContext) -> Program:
+        rewriter = Rewriter(program, self.name)
+        for instr in rewriter.program.instrs:
+            if (same := _same_value(instr)) is not None:
+                rewriter.replace(instr, same)
+        return rewriter.finish()
+
+
+def _same_value(instr: Instr) -> Instr | None:
+    """An operand that `instr` equals, or None."""
+    if instr.op in _COPIES:
+        return _operand(instr.arg)
+    if instr.op in _SAME_SHAPE | _CASTS and instr.arg.type == instr.type:
+        same_device = instr.fake.device == instr.arg.fake.device
+        return _operand(instr.arg) if same_device else None
+    if instr.op in _NEUTRAL and instr.args.get("alpha", 1) == 1:
+        left, right = instr.args["self"], instr.args["other"]
+        neutral = _NEUTRAL[instr.op]
+        if constant_value(right) == neutral and left.type == instr.type:
+            return _operand(left)
+        commutes = instr.op != "aten.div.Tensor"
+        if commutes and constant_value(left) == neutral and right.type == instr.type:
+            return _operand(right)
+    return None
+
+
+def _operand(value: object) -> Instr | None:
+    return value if isinstance(value, Instr) else None

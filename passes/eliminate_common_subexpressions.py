@@ -1,0 +1,59 @@
+"""Compute equal things once: instructions with the same op and operands become one.
+
+    s: i64[E] = aten.select.int(edge_index, 0, 0)
+    t: i64[E] = aten.select.int(edge_index, 0, 0)
+  becomes
+    s: i64[E] = aten.select.int(edge_index, 0, 0)
+
+and every use of t uses s, so that layers share the structure of their graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from gnnfx.ir.program import Program
+from gnnfx.ir.rewriter import Rewriter, effects
+from gnnfx.pass_manager import Pass, PassContext
+
+
+class EliminateCommonSubexpressions(Pass):
+    """Merge instructions that are sure to give the same value."""
+
+    name = "eliminate-common-subexpressions"
+
+    def run(self, program: Program, ctx: PassContext) -> Program:
+        rewriter = Rewriter(program, self.name)
+        first: dict[Any, fx.Node] = {}
+        by_node = {i.node: i for i in rewriter.program.instrs}
+        for instr in rewriter.program.instrs:
+            node = instr.node
+            if node.op not in ("call_function", "get_attr") or _unlike_itself(node):
+                continue
+            key = (node.op, node.target, _key(node.args), _key(node.kwargs))
+            known = first.setdefault(key, node)
+            if known is not node:
+                rewriter.replace(instr, by_node[known])
+        return rewriter.finish()
+
+
+def _unlike_itself(node: fx.Node) -> bool:
+    """Whether two runs of the same call may differ: random draws, and calls with effects."""
+    target = node.target
+    random = (
+        isinstance(target, torch._ops.OpOverload)
+        and torch.Tag.nondeterministic_seeded in target.tags
+    )
+    return random or effects(node)
+
+
+def _key(value: Any) -> Any:
+    """A hashable form of arguments that tells 1 from True and from 1.0."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_key(v) for v in value)
+    if isinstance(value, dict):
+        return tuple(sorted((k, _key(v)) for k, v in value.items()))
+    return (type(value), value) if isinstance(value, (bool, int, float)) else value

@@ -1,0 +1,65 @@
+"""Compute GAT's attention scores from the layer's input instead of its output.
+
+    h: f32[N, 32] = aten.linear.default(x, w)
+    v: f32[N, 4, 8] = aten.view.default(h, [-1, 4, 8])
+    m: f32[N, 4, 8] = aten.mul.Tensor(v, att)
+    a: f32[N, 4] = aten.sum.dim_IntList(m, [-1])
+  becomes
+    a: f32[N, 4] = aten.linear.default(x, w')         w'[h] = sum over c of att[h, c] * w[h, c]
+
+since a = att . (W x) = (att . W) x: as many numbers are read, but [N, H, C] is not written.
+"""
+
+from __future__ import annotations
+
+from gnnfx.ir.patterns import is_param, tensor_of
+from gnnfx.ir.program import Instr, Program
+from gnnfx.ir.rewriter import Rewriter
+from gnnfx.pass_manager import Numerics, Pass, PassContext
+
+
+class FoldAttentionScores(Pass):
+    """Merge a per-head dot product with a parameter into the linear layer before it."""
+
+    name = "fold-attention-scores"
+    needs = frozenset({"raised"})
+    numerics = Numerics.REORDERED
+
+    def run(self, program: Program, ctx: PassContext) -> Program:
+        rewriter = Rewriter(program, self.name)
+        for score in rewriter.program.find("aten.sum.dim_IntList"):
+            if (match := _match(score)) is not None:
+                rewriter.replace(score, _scores(rewriter, score, *match))
+        return rewriter.finish()
+
+
+def _match(score: Instr) -> tuple[Instr, Instr] | None:
+    """(linear, attention vector) of sum(view(linear) * attention, last dimension)."""
+    product = score.arg
+    if score.args["dim"] != [-1] or score.args["keepdim"] or product.op != "aten.mul.Tensor":
+        return None
+    view, attention = product.args["self"], product.args["other"]
+    if not isinstance(attention, Instr) or not isinstance(view, Instr):
+        return None
+    if is_param(view):
+        view, attention = attention, view
+    if not is_param(attention) or view.op != "aten.view.default" or len(view.shape) != 3:
+        return None
+    linear = view.arg
+    if linear.op != "aten.linear.default" or not is_param(linear.args["weight"]):
+        return None
+    fits = attention.shape[-2:] == view.shape[1:] and attention.shape[:-2] in ((), (1,))
+    return (linear, attention) if fits else None
+
+
+def _scores(rewriter: Rewriter, score: Instr, linear: Instr, attention: Instr) -> Instr:
+    program = rewriter.program
+    att = program.tensor(attention).double()
+    heads, width = att.shape[-2:]
+    weight = program.tensor(linear.args["weight"]).double().view(heads, width, -1)
+    folded = (weight * att.view(heads, width, 1)).sum(1).float()
+    args = [linear.arg, rewriter.param(score, f"{attention.param}.folded", folded)]
+    if (bias := tensor_of(program, linear.args["bias"])) is not None:
+        shift = (bias.double().view(heads, width) * att.view(heads, width)).sum(1).float()
+        args.append(rewriter.param(score, f"{attention.param}.bias", shift))
+    return rewriter.insert(score, "aten.linear.default", *args)

@@ -1,0 +1,112 @@
+"""Let aggregates and quantized layers finish their rows: self term, bias, residual, ReLU.
+
+    a: f32[N, 8] = aggregate(x, rowptr, src)
+    b: f32[N, 8] = aten.add.Tensor(a, bias)
+    y: f32[N, 8] = aten.relu.default(b)
+  becomes
+    y: f32[N, 8] = aggregate(x, rowptr, src, bias=bias, activation='relu')
+
+so a row is written once, when it is complete.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gnnfx.ir.patterns import is_feature, is_param, row_vector, used_elsewhere
+from gnnfx.ir.program import Instr, Program
+from gnnfx.ir.rewriter import Rewriter
+from gnnfx.pass_manager import Numerics, Pass, PassContext
+
+_OPS = {"aggregate", "quantized_aggregate", "quantized_linear"}
+
+
+class FuseEpilogue(Pass):
+    """Absorb the elementwise instructions that follow a row-producing op."""
+
+    name = "fuse-epilogue"
+    numerics = Numerics.REORDERED
+
+    def run(self, program: Program, ctx: PassContext) -> Program:
+        rewriter = Rewriter(program, self.name)
+        for instr in rewriter.program.instrs:
+            if (found := _match(instr)) is None:
+                continue
+            producer, changes = found
+            if (reason := used_elsewhere(producer, instr)) is not None:
+                ctx.missed(instr, reason)
+                continue
+            if (unready := _shape_mismatch(rewriter, instr, changes)) is not None:
+                changes = unready
+            args = {**producer.args, **changes}
+            fused = rewriter.insert(instr, producer.op, **args, like=producer)
+            rewriter.replace(instr, fused)
+        return rewriter.finish()
+
+
+def _shape_mismatch(
+    rewriter: Rewriter, instr: Instr, changes: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The self weight as a 0-d value, however the model shapes it."""
+    weight = changes.get("self_weight")
+    if isinstance(weight, Instr) and weight.shape:
+        return {**changes, "self_weight": rewriter.insert(instr, "aten.view.default", weight, [])}
+    return None
+
+
+def _match(instr: Instr) -> tuple[Instr, dict[str, Any]] | None:
+    """The op in front of `instr` and the arguments that make it do what `instr` does."""
+    if instr.op == "aten.relu.default" and _open(instr.arg):
+        return instr.arg, {"activation": "relu"}
+    if instr.op not in ("aten.add.Tensor", "aten.mul.Tensor") or instr.args.get("alpha", 1) != 1:
+        return None
+    left, right = instr.args["self"], instr.args["other"]
+    for producer, other in ((left, right), (right, left)):
+        if not isinstance(producer, Instr) or not isinstance(other, Instr) or not _open(producer):
+            continue
+        if instr.shape != producer.shape:
+            continue
+        change = _add(producer, other) if instr.op == "aten.add.Tensor" else _mul(producer, other)
+        if change is not None:
+            return producer, change
+    return None
+
+
+def _open(value: Any) -> bool:
+    """Whether `value` is a row-producing op that still writes float rows without activation."""
+    if not isinstance(value, Instr) or value.op not in _OPS or len(value.shape) != 2:
+        return False
+    return value.args["activation"] == "none" and value.args.get("out_scale") is None
+
+
+def _add(producer: Instr, other: Instr) -> dict[str, Any] | None:
+    args = producer.args
+    if is_param(other) and other.shape == producer.shape[1:]:
+        free = args["bias"] is None and args["residual"] is None
+        return {"bias": other} if free else None
+    if args["residual"] is not None or other.shape != producer.shape or not is_feature(other):
+        return None
+    if producer.op == "aggregate" and args["self_weight"] is None and args["bias"] is None:
+        if (weight := _self_weight(other, args["x"])) is not None:
+            return {"self_weight": weight}
+    return {"residual": other}
+
+
+def _self_weight(value: Instr, x: Instr) -> Instr | None:
+    """The parameter w of w * x, where x is what the aggregate reads."""
+    if value.op != "aten.mul.Tensor":
+        return None
+    left, right = value.args["self"], value.args["other"]
+    for weight, features in ((left, right), (right, left)):
+        if features == x and is_param(weight) and weight.shape in ((), (1,)):
+            return weight  # type: ignore[no-any-return]
+    return None
+
+
+def _mul(producer: Instr, other: Instr) -> dict[str, Any] | None:
+    args = producer.args
+    scale = row_vector(other)
+    taken = ("row_scale", "bias", "residual", "self_weight")
+    if scale is None or any(args.get(k) is not None for k in taken):
+        return None
+    return {"row_scale": scale}

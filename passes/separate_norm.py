@@ -1,0 +1,97 @@
+"""Split an edge weight c[src] * c[dst] into a row scale before and one after the sum.
+
+    w: f32[E] = gather(c, src) * gather(c, dst)
+    y: f32[N, 8] = aggregate(x, rowptr, src, w)
+  becomes
+    s: f32[N, 8] = aten.mul.Tensor(x, c)
+    y: f32[N, 8] = aggregate(s, rowptr, src, row_scale=c)
+
+so that integer codes are summed without a weight per edge: the first scale goes into the
+quantizer of the rows, the second into the epilogue.
+"""
+
+from __future__ import annotations
+
+from gnnfx.ir.patterns import row_vector
+from gnnfx.ir.program import Instr, Program
+from gnnfx.ir.rewriter import Rewriter
+from gnnfx.pass_manager import Numerics, Pass, PassContext
+
+
+class SeparateNorm(Pass):
+    """Take factors that belong to a node out of edge weights."""
+
+    name = "separate-norm"
+    needs = frozenset({"csr"})
+    numerics = Numerics.REORDERED
+
+    def run(self, program: Program, ctx: PassContext) -> Program:
+        rewriter = Rewriter(program, self.name)
+        for aggregate in rewriter.program.find("aggregate"):
+            if aggregate.args["weight"] is None or len(aggregate.shape) != 2:
+                continue
+            if aggregate.args["reduce"] not in ("sum", "mean"):
+                ctx.missed(aggregate, "a maximum or minimum does not scale with its weights")
+            elif aggregate.args["self_weight"] is not None:
+                ctx.missed(aggregate, "its own row is added without the weight")
+            elif (separated := _separate(rewriter, aggregate)) is not None:
+                rewriter.replace(aggregate, separated)
+            else:
+                ctx.missed(aggregate, "the edge weight has no factor that belongs to a node")
+        return rewriter.finish()
+
+
+def _separate(rewriter: Rewriter, aggregate: Instr) -> Instr | None:
+    args = aggregate.args
+    before, after, rest = [], [], []
+    for factor in _factors(args["weight"]):
+        if factor.op == "gather" and len(factor.arg.shape) == 1:
+            if factor.args["index"] == args["src"]:
+                before.append(factor.arg)
+                continue
+            if _is_dst(factor.args["index"], args["rowptr"]):
+                after.append(factor.arg)
+                continue
+        rest.append(factor)
+    if not before and not after:
+        return None
+    x = args["x"]
+    for scale in before:
+        column = rewriter.insert(aggregate, "aten.unsqueeze.default", scale, 1)
+        x = rewriter.insert(aggregate, "aten.mul.Tensor", x, column)
+    new = {**args, "x": x, "weight": _product(rewriter, aggregate, rest)}
+    new["row_scale"] = _product(rewriter, aggregate, [*after, *_given(args["row_scale"])])
+    return rewriter.insert(aggregate, "aggregate", **new)
+
+
+def _factors(weight: Instr) -> list[Instr]:
+    """The factors [E] of nested products."""
+    if weight.op == "aten.mul.Tensor":
+        left, right = row_vector(weight.args["self"]), row_vector(weight.args["other"])
+        if left is not None and right is not None:
+            return [*_factors(left), *_factors(right)]
+    return [weight]
+
+
+def _product(rewriter: Rewriter, before: Instr, factors: list[Instr]) -> Instr | None:
+    if not factors:
+        return None
+    product = factors[0]
+    for factor in factors[1:]:
+        product = rewriter.insert(before, "aten.mul.Tensor", product, factor)
+    return product
+
+
+def _given(value: Instr | None) -> list[Instr]:
+    return [] if value is None else [value]
+
+
+def _is_dst(index: Instr, rowptr: Instr) -> bool:
+    """Whether `index` is the destination of each edge in the order of `rowptr`."""
+    csr = rowptr.arg
+    return (
+        index.op == "gather"
+        and index.arg == csr.args["dst"]
+        and index.args["index"].positional[1:] == [2]
+        and index.args["index"].arg == csr
+    )
