@@ -179,7 +179,7 @@ def _sampled_growth(call: Callable[[], object]) -> int:
     done.set()
     thread.join()
     del result
-    return max(0, peak - before)
+    return max(0, int(peak) - int(before))
 
 
 def _trim_heap() -> None:

@@ -42,6 +42,7 @@ class PassContext:
     """
 
     policy: Policy = field(default_factory=Policy)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
     pass_name: str = ""
 

@@ -10,6 +10,11 @@ from gnnfx.errors import PolicyError
 Observer = Literal["minmax", "moving-average", "percentile", "mse"]
 
 
+def _check(field_name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise PolicyError(f"{field_name} must be one of {list(allowed)}, got {value!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Quantize:
     """Integer execution: bits of weights and activations, and how ranges are observed.
@@ -60,7 +65,3 @@ def as_policy(policy: str | Policy) -> Policy:
         )
     return PRESETS[policy]
 
-
-def _check(field_name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise PolicyError(f"{field_name} must be one of {list(allowed)}, got {value!r}")

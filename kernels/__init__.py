@@ -5,3 +5,27 @@ Importing this package registers every op as `torch.ops.gnnfx.*`.
 
 if __name__ != "gnnfx.kernels":
     raise ImportError("this folder is the package gnnfx.kernels; install with `pip install -e .`")
+
+from gnnfx.kernels import (
+    aggregate,
+    aggregate_linear,
+    attention,
+    compress,
+    linear,
+    message_passing,
+    quantize,
+    softmax,
+    structure,
+)
+
+__all__ = [
+    "aggregate",
+    "aggregate_linear",
+    "attention",
+    "compress",
+    "linear",
+    "message_passing",
+    "quantize",
+    "softmax",
+    "structure",
+]

@@ -1,0 +1,397 @@
+"""The main job on one model: train it, optimize it, measure both, show one table.
+
+The default dataset needs no network: scikit-learn's handwritten digits, joined to their nearest
+neighbours.  Every other dataset is one of PyTorch Geometric's own, under the `root` that is given.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from torch import Tensor, nn
+from torch_geometric.data import Data
+from torch_geometric.datasets import Amazon, Coauthor, Planetoid
+from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE
+from torch_geometric.transforms import Compose, NormalizeFeatures, RandomNodeSplit
+
+from gnnfx.api import optimize
+from gnnfx.errors import InputError
+from gnnfx.measure import (
+    Spread,
+    interleaved_seconds,
+    new_graphs,
+    parameter_bytes,
+    peak_bytes,
+    ratios,
+)
+from gnnfx.policy import as_policy
+
+NEIGHBOURS = 8
+TRAIN_PER_CLASS = 20
+VALIDATION_NODES = 300
+
+MODELS = ("GCN", "SAGE", "GIN", "GAT", "GATv2")
+DATASETS = ("digits", "Cora", "CiteSeer", "PubMed", "Computers", "Photo", "CS", "Physics")
+_FAMILY = {
+    **dict.fromkeys(("Cora", "CiteSeer", "PubMed"), "Planetoid"),
+    **dict.fromkeys(("Computers", "Photo"), "Amazon"),
+    **dict.fromkeys(("CS", "Physics"), "Coauthor"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One row of the table.  Times in seconds, memory in bytes, accuracy between 0 and 1."""
+
+    accuracy: float
+    warm: Spread
+    new_graph: Spread
+    peak_bytes: int
+    parameter_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What `run` found: both rows, and how often the optimized module is faster."""
+
+    title: str
+    eager: Measured
+    optimized: Measured
+    warm_ratio: Spread
+    new_graph_ratio: Spread
+    module: nn.Module
+
+    def table(self) -> Table:
+        """Eager against optimized, and the ratio of the two."""
+        table = Table(title=self.title, caption="time: median (interquartile range) of one call")
+        table.add_column("")
+        for column in (
+            "test accuracy",
+            "latency, warm graph",
+            "latency, new graph each call",
+            "peak memory of a call",
+            "parameters",
+        ):
+            table.add_column(column, justify="right")
+        for name, row in (("eager", self.eager), ("optimized", self.optimized)):
+            table.add_row(
+                name,
+                f"{100 * row.accuracy:.1f} %",
+                _milliseconds(row.warm),
+                _milliseconds(row.new_graph),
+                _mebibytes(row.peak_bytes),
+                _kibibytes(row.parameter_bytes),
+            )
+        table.add_section()
+        eager, optimized = self.eager, self.optimized
+        table.add_row(
+            "ratio",
+            f"{100 * (optimized.accuracy - eager.accuracy):+.1f} points",
+            f"{_ratio(self.warm_ratio)} faster",
+            f"{_ratio(self.new_graph_ratio)} faster",
+            f"{_quotient(eager.peak_bytes, optimized.peak_bytes)} smaller",
+            f"{_quotient(eager.parameter_bytes, optimized.parameter_bytes)} smaller",
+        )
+        return table
+
+
+def run(
+    dataset: str = "digits",
+    *,
+    root: Path | None = None,
+    model: str = "GCN",
+    policy: str = "int8",
+    epochs: int = 200,
+    seed: int = 0,
+    budget: float = 3.0,
+    console: Console | None = None,
+) -> DemoResult:
+    """Train `model` on `dataset`, optimize it under `policy`, and measure both.
+
+    epochs: the most epochs to train; training stops early when validation no longer improves.
+    budget: seconds to spend on each of the two latency measurements.
+    console: where progress is shown; nowhere if None.
+    """
+    as_policy(policy)
+    model = _choice("model", model, MODELS)
+    dataset = _choice("dataset", dataset, DATASETS)
+    data, classes = load(dataset, root=root, seed=seed)
+    with _progress(console) as bars:
+        task = bars.add_task(f"train {model} on {dataset}", total=epochs)
+        trained = train(
+            model,
+            data,
+            classes,
+            dataset=dataset,
+            epochs=epochs,
+            seed=seed,
+            progress=lambda epoch, total: bars.update(task, completed=epoch, total=total),
+        )
+        task = bars.add_task(f"optimize ({policy})", total=1)
+        x, edge_index = data.x, data.edge_index
+        optimized = optimize(trained, policy, (x, edge_index), calibration=[(x, edge_index)])
+        bars.update(task, completed=1)
+        task = bars.add_task("measure", total=1)
+        return _compare(
+            f"{model} on {dataset}: {data.num_nodes:,} nodes, {data.num_edges:,} edges, "
+            f"policy {policy}, {_device()}",
+            trained,
+            optimized,
+            data,
+            budget,
+            lambda done, total: bars.update(task, completed=done, total=total),
+        )
+
+
+def load(dataset: str, *, root: Path | None = None, seed: int = 0) -> tuple[Data, int]:
+    """The graph with train, validation and test masks, and its number of classes.
+
+    PyTorch Geometric keeps the files of a dataset below `root`; where `root` holds a folder of the
+    dataset's family (`Planetoid`, `Amazon`, `Coauthor`), that folder is used.  `seed` decides the
+    split of datasets that come without one.
+    """
+    dataset = _choice("dataset", dataset, DATASETS)
+    if dataset == "digits":
+        return _digits(seed)
+    if root is None:
+        raise InputError(
+            f"root is needed for dataset {dataset!r}: the folder that holds its files, "
+            "or that they are downloaded to; got None"
+        )
+    family = _FAMILY[dataset]
+    folder = str(root / family if (root / family).is_dir() else root)
+    torch.manual_seed(seed)
+    split = RandomNodeSplit("random", num_train_per_class=20, num_val=500, num_test=1000)
+    random = Compose([NormalizeFeatures(), split])
+    try:
+        if family == "Planetoid":
+            loaded = Planetoid(folder, dataset, transform=NormalizeFeatures())
+        elif family == "Amazon":
+            loaded = Amazon(folder, dataset, transform=random)
+        else:
+            loaded = Coauthor(folder, dataset, transform=random)
+    except OSError as error:
+        raise InputError(
+            f"root={folder} does not hold dataset {dataset!r}, and it cannot be downloaded: {error}"
+        ) from error
+    return loaded[0], loaded.num_classes
+
+
+def _digits(seed: int) -> tuple[Data, int]:
+    """1,797 images of 8x8 pixels, each joined in both directions to its nearest neighbours."""
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.neighbors import kneighbors_graph
+    except ImportError as error:
+        raise InputError(
+            "dataset 'digits' comes with scikit-learn, which is not installed: "
+            "install gnnfx[demo] or choose another dataset"
+        ) from error
+    digits = load_digits()
+    near = kneighbors_graph(digits.data, NEIGHBOURS).tocoo()
+    pairs = torch.stack([torch.from_numpy(near.col), torch.from_numpy(near.row)]).long()
+    edge_index = torch.cat([pairs, pairs.flip(0)], dim=1).unique(dim=1)
+    y = torch.from_numpy(digits.target).long()
+    data = Data(x=torch.from_numpy(digits.data).float() / 16, edge_index=edge_index, y=y)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(y), generator=generator)
+    classes = int(y.max()) + 1
+    train = torch.cat([order[y[order] == label][:TRAIN_PER_CLASS] for label in range(classes)])
+    data.train_mask = torch.zeros(len(y), dtype=torch.bool)
+    data.train_mask[train] = True
+    rest = order[~data.train_mask[order]]
+    data.val_mask = torch.zeros_like(data.train_mask)
+    data.val_mask[rest[:VALIDATION_NODES]] = True
+    data.test_mask = ~(data.train_mask | data.val_mask)
+    return data, classes
+
+
+def build(model: str, in_channels: int, classes: int, *, dataset: str = "digits") -> nn.Module:
+    """Two layers with the sizes that are usual for the dataset: Planetoid sets get small ones."""
+    model = _choice("model", model, MODELS)
+    hidden = 16 if _FAMILY.get(dataset) == "Planetoid" else 64
+    common: dict[str, Any] = {"num_layers": 2, "out_channels": classes, "dropout": 0.5}
+    if model == "GCN":
+        return GCN(in_channels, hidden, **common)
+    if model == "SAGE":
+        return GraphSAGE(in_channels, hidden, **common)
+    if model == "GIN":
+        return GIN(in_channels, hidden, **common)
+    return GAT(in_channels, 64, heads=8, v2=model == "GATv2", **common)
+
+
+def train(
+    model: str,
+    data: Data,
+    classes: int,
+    *,
+    dataset: str = "digits",
+    epochs: int = 200,
+    patience: int = 50,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> nn.Module:
+    """A trained model in eval mode, with the weights of its best validation accuracy.
+
+    Adam with a learning rate of 0.01 and a weight decay of 5e-4; training ends after `epochs`, or
+    after `patience` epochs in which neither validation accuracy nor loss got better.  `progress` is
+    told the epochs done and planned.
+    """
+    if epochs < 1:
+        raise InputError(f"epochs must be 1 or more, got {epochs}")
+    torch.manual_seed(seed)
+    module = build(model, data.num_features, classes, dataset=dataset)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01, weight_decay=5e-4)
+    best_accuracy, best_loss, waited = -1.0, math.inf, 0
+    best = copy.deepcopy(module.state_dict())
+    for epoch in range(1, epochs + 1):
+        module.train()
+        optimizer.zero_grad()
+        out = module(data.x, data.edge_index)
+        loss = F.cross_entropy(out[data.train_mask], data.y[data.train_mask])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        out = _evaluate(module, data)
+        validation = float(F.cross_entropy(out[data.val_mask], data.y[data.val_mask]))
+        correct = accuracy(out, data.y, data.val_mask)
+        waited += 1
+        if correct > best_accuracy or (correct == best_accuracy and validation < best_loss):
+            best = copy.deepcopy(module.state_dict())
+        if correct > best_accuracy or validation < best_loss:
+            waited = 0
+        best_accuracy, best_loss = max(correct, best_accuracy), min(validation, best_loss)
+        if progress is not None:
+            progress(epoch, epoch if waited == patience else epochs)
+        if waited == patience:
+            break
+    module.load_state_dict(best)
+    return module.eval()
+
+
+@torch.no_grad()
+def _evaluate(module: nn.Module, data: Data) -> Tensor:
+    out: Tensor = module.eval()(data.x, data.edge_index)
+    return out
+
+
+def accuracy(out: Tensor, y: Tensor, mask: Tensor) -> float:
+    """Share of the nodes in `mask` whose largest output is their class."""
+    return float((out[mask].argmax(dim=1) == y[mask]).float().mean())
+
+
+@torch.no_grad()
+def _compare(
+    title: str,
+    eager: nn.Module,
+    optimized: nn.Module,
+    data: Data,
+    budget: float,
+    progress: Callable[[int, int], None],
+) -> DemoResult:
+    x, graph = data.x, data.edge_index
+    modules = {"eager": eager, "optimized": optimized}
+    warm = interleaved_seconds(
+        {name: _call(module, x, graph) for name, module in modules.items()},
+        budget=budget,
+        progress=lambda done, total: progress(done, 2 * total),
+    )
+    fresh = {name: _FreshCall(module, x, graph) for name, module in modules.items()}
+    new = interleaved_seconds(
+        {name: call.run for name, call in fresh.items()},
+        prepare={name: call.renew for name, call in fresh.items()},
+        budget=budget,
+        progress=lambda done, total: progress(total + done, 2 * total),
+    )
+    rows = {
+        name: Measured(
+            accuracy=accuracy(module(x, graph), data.y, data.test_mask),
+            warm=Spread.of(warm[name]),
+            new_graph=Spread.of(new[name]),
+            peak_bytes=peak_bytes(_call(module, x, graph)),
+            parameter_bytes=parameter_bytes(module),
+        )
+        for name, module in modules.items()
+    }
+    return DemoResult(
+        title=title,
+        eager=rows["eager"],
+        optimized=rows["optimized"],
+        warm_ratio=ratios(warm["eager"], warm["optimized"]),
+        new_graph_ratio=ratios(new["eager"], new["optimized"]),
+        module=optimized,
+    )
+
+
+def _call(module: nn.Module, x: Tensor, edge_index: Tensor) -> Callable[[], object]:
+    return lambda: module(x, edge_index)
+
+
+class _FreshCall:
+    """A call on a graph that is a new tensor with new content each time."""
+
+    def __init__(self, module: nn.Module, x: Tensor, edge_index: Tensor) -> None:
+        self._module = module
+        self._x = x
+        self._graph = edge_index
+        self._next = new_graphs(edge_index)
+
+    def renew(self) -> None:
+        """Make the next graph; not timed."""
+        self._graph = self._next()
+
+    def run(self) -> object:
+        """The call that is timed."""
+        return self._module(self._x, self._graph)
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """The one of `allowed` that `value` names; upper and lower case are the same."""
+    for choice in allowed:
+        if choice.lower() == value.lower():
+            return choice
+    raise InputError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def _progress(console: Console | None) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        disable=console is None,
+        transient=True,
+    )
+
+
+def _device() -> str:
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _milliseconds(spread: Spread) -> str:
+    return f"{1e3 * spread.median:.2f} ms ({1e3 * spread.iqr:.2f})"
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
+
+
+def _kibibytes(count: int) -> str:
+    return f"{count / 2**10:.1f} KiB"
+
+
+def _ratio(spread: Spread) -> str:
+    return f"{spread.median:.2f}x ({spread.q1:.2f} to {spread.q3:.2f})"
+
+
+def _quotient(before: int, after: int) -> str:
+    return f"{before / after:.2f}x" if after else "-"

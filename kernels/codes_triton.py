@@ -1,0 +1,135 @@
+"""Device functions that the Triton kernels share: read, make and store integer codes.
+
+A tile of codes is [R, C]: R rows and C adjacent channels, C a power of two and a multiple of the
+codes in a byte.  Codes of 4 and 2 bits are packed along channels, lowest bits first.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Codes must equal the reference's, so no multiply and add may be contracted into one rounding.
+EXACT = {"enable_fp_fusion": False}
+
+
+@triton.jit
+def unpack(packed, BITS: tl.constexpr):
+    """Signed int8 codes [R, C] of the bytes [R, C * BITS / 8]."""
+    if BITS == 8:
+        return packed
+    signed = packed.to(tl.int8, bitcast=True)
+    if BITS == 4:
+        return tl.interleave((signed << 4) >> 4, signed >> 4)
+    even = tl.interleave((signed << 6) >> 6, (signed << 2) >> 6)
+    odd = tl.interleave((signed << 4) >> 6, signed >> 6)
+    return tl.interleave(even, odd)
+
+
+@triton.jit
+def pack(codes, BITS: tl.constexpr):
+    """Bytes [R, C * BITS / 8] of int32 codes [R, C]; the inverse of `unpack`."""
+    if BITS == 8:
+        return codes.to(tl.int8)
+    ROWS: tl.constexpr = codes.shape[0]
+    COLS: tl.constexpr = codes.shape[1]
+    if BITS == 4:
+        low, high = tl.split(tl.reshape(codes & 15, (ROWS, COLS // 2, 2)))
+        return (low | (high << 4)).to(tl.uint8)
+    even, odd = tl.split(tl.reshape(codes & 3, (ROWS, COLS // 4, 2, 2)))
+    code0, code2 = tl.split(even)
+    code1, code3 = tl.split(odd)
+    return (code0 | (code1 << 2) | (code2 << 4) | (code3 << 6)).to(tl.uint8)
+
+
+@triton.jit
+def round_half_even(x):
+    """The integer nearest to x, for abs(x) <= 2**22, as float32: adding 1.5 * 2**23 leaves no
+    bits for a fraction, so the addition itself rounds."""
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def to_codes(y, scale, zero_point, BITS: tl.constexpr):
+    """clamp(rint(y / scale) + zero_point) as int32; NaN gives the zero point."""
+    steps = tl.math.div_rn(y, scale)
+    steps = tl.where(steps == steps, steps, 0.0)
+    # Far outside of the range of codes, and far inside of what round_half_even takes.
+    steps = tl.minimum(tl.maximum(steps, -1024.0), 1024.0)
+    codes = round_half_even(steps).to(tl.int32) + zero_point
+    return tl.minimum(tl.maximum(codes, -(1 << (BITS - 1))), (1 << (BITS - 1)) - 1)
+
+
+@triton.jit
+def load_codes(x_ptr, rows, row_mask, first, channels, BITS: tl.constexpr, COLS: tl.constexpr):
+    """Codes [R, COLS], as int8, of the channels `first`.. of `rows` (int64 [R]); 0 outside."""
+    PER_BYTE: tl.constexpr = 8 // BITS
+    width = (channels + PER_BYTE - 1) // PER_BYTE
+    cols = first // PER_BYTE + tl.arange(0, COLS // PER_BYTE)
+    mask = row_mask[:, None] & (cols < width)[None, :]
+    packed = tl.load(x_ptr + rows[:, None] * width + cols[None, :], mask=mask, other=0)
+    return unpack(packed, BITS)
+
+
+@triton.jit
+def load_rows(x_ptr, rows, row_mask, first, channels, COLS: tl.constexpr):
+    """Values [R, COLS] of the channels `first`.. of `rows` (int64 [R]); 0 outside."""
+    cols = first + tl.arange(0, COLS)
+    mask = row_mask[:, None] & (cols < channels)[None, :]
+    return tl.load(x_ptr + rows[:, None] * channels + cols[None, :], mask=mask, other=0)
+
+
+@triton.jit
+def add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, channels, RELU: tl.constexpr):
+    """relu(y + bias + residual), each part where it is given; y is f32 [R, C]."""
+    COLS: tl.constexpr = y.shape[1]
+    if bias_ptr is not None:
+        cols = first + tl.arange(0, COLS)
+        y += tl.load(bias_ptr + cols, mask=cols < channels, other=0.0)[None, :]
+    if residual_ptr is not None:
+        y += load_rows(residual_ptr, rows, row_mask, first, channels, COLS)
+    if RELU:
+        # Written so that NaN stays NaN, as in torch.
+        y = tl.where(y < 0.0, 0.0, y)
+    return y
+
+
+@triton.jit
+def store_rows(
+    out_ptr,
+    y,
+    rows,
+    row_mask,
+    first,
+    channels,
+    out_scale_ptr,
+    out_zero_point_ptr,
+    OUT_BITS: tl.constexpr,
+):
+    """Store y (f32 [R, C]) as the channels `first`.. of `rows`: as codes if there is a scale."""
+    COLS: tl.constexpr = y.shape[1]
+    cols = first + tl.arange(0, COLS)
+    inside = cols < channels
+    if out_scale_ptr is None:
+        mask = row_mask[:, None] & inside[None, :]
+        tl.store(out_ptr + rows[:, None] * channels + cols[None, :], y, mask=mask)
+    else:
+        PER_BYTE: tl.constexpr = 8 // OUT_BITS
+        codes = to_codes(y, tl.load(out_scale_ptr), tl.load(out_zero_point_ptr), OUT_BITS)
+        # The codes that fill up the last byte are 0, whatever the zero point is.
+        codes = tl.where(inside[None, :], codes, 0)
+        width = (channels + PER_BYTE - 1) // PER_BYTE
+        places = first // PER_BYTE + tl.arange(0, COLS // PER_BYTE)
+        mask = row_mask[:, None] & (places < width)[None, :]
+        tl.store(out_ptr + rows[:, None] * width + places[None, :], pack(codes, OUT_BITS), mask)
+
+
+def reject_strided(**tensors: Tensor | None) -> str | None:
+    """Why kernels that index memory themselves cannot take one of these tensors, or None."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            return f"{name} is not contiguous"
+    return None

@@ -1,0 +1,122 @@
+"""Give every observed value and every weight that meets one its scale: the simulation.
+
+    a: f32[N, 8] = observe(x, 'x')
+    y: f32[N, 4] = aten.linear.default(a, w)
+  becomes
+    a: f32[N, 8] = fake_quantize(x, scale, zero_point, 8)
+    v: f32[4, 8] = dequantize_weight(codes, scales, 8, 8)
+    y: f32[N, 4] = aten.linear.default(a, v)
+
+Values with a calibrated range get constants; without calibration, scales are computed from the
+values themselves each time the program runs.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from gnnfx.ir.patterns import row_vector
+from gnnfx.ir.program import Instr, Program
+from gnnfx.ir.rewriter import Rewriter
+from gnnfx.kernels.quantize import pack
+from gnnfx.observers import qparams_of
+from gnnfx.pass_manager import Numerics, Pass, PassContext
+from gnnfx.policy import Quantize
+
+
+class ChooseQparams(Pass):
+    """Replace observers by fake-quantizers, and the weights beside them by integer codes."""
+
+    name = "choose-qparams"
+    needs = frozenset({"observed"})
+    gives = frozenset({"simulated"})
+    numerics = Numerics.LOSSY
+
+    def run(self, program: Program, ctx: PassContext) -> Program:
+        quantize = ctx.policy.quantize
+        assert quantize is not None
+        rewriter = Rewriter(program, self.name)
+        weights: dict[str, Instr] = {}
+        for observe in rewriter.program.find("observe"):
+            for user in observe.users:
+                if user.op == "aten.linear.default":
+                    _quantize_weight(rewriter, user, quantize, weights)
+                elif user.op == "aggregate" and user.args["weight"] is not None:
+                    _quantize_edge_weight(rewriter, user)
+            rewriter.replace(observe, _fake_quantize(rewriter, observe, ctx, quantize))
+        return rewriter.finish()
+
+
+def _fake_quantize(
+    rewriter: Rewriter, observe: Instr, ctx: PassContext, quantize: Quantize
+) -> Instr:
+    bits = quantize.activation_bits
+    value, row_scale = _row_scaled(observe.arg)
+    known = ctx.ranges.get(observe.args["name"])
+    if known is not None:
+        scale, zero_point = (
+            rewriter.param(observe, f"{observe.args['name']}.{part}", number)
+            for part, number in zip(
+                ("scale", "zero_point"), _typed(*qparams_of(*known, bits)), strict=True
+            )
+        )
+    else:
+        symmetric = not _never_negative(observe.arg)
+        made = rewriter.insert(observe, "choose_qparams", value, bits, symmetric, row_scale)
+        scale, zero_point = (rewriter.insert(observe, "getitem", made, i) for i in range(2))
+    return rewriter.insert(observe, "fake_quantize", value, scale, zero_point, bits, row_scale)
+
+
+def _typed(scale: float, zero_point: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(scale, dtype=torch.float32), torch.tensor(zero_point, dtype=torch.int32)
+
+
+def _row_scaled(value: Instr) -> tuple[Instr, Instr | None]:
+    """(x, c) of x * c, where c scales rows; the quantizer applies it on the way."""
+    if value.op == "aten.mul.Tensor" and len(value.users) == 1 and len(value.shape) == 2:
+        left, right = value.args["self"], value.args["other"]
+        if isinstance(left, Instr) and left.shape == value.shape:
+            if (scale := row_vector(right)) is not None and scale.shape == value.shape[:1]:
+                return left, scale
+    return value, None
+
+
+def _never_negative(value: Instr) -> bool:
+    if value.op == "aten.mul.Tensor":
+        return False
+    return value.op == "aten.relu.default" or (
+        value.definition is not None and value.args.get("activation") == "relu"
+    )
+
+
+def _quantize_weight(
+    rewriter: Rewriter, linear: Instr, quantize: Quantize, done: dict[str, Instr]
+) -> None:
+    """Symmetric codes per output channel; one set of codes for a weight that layers share."""
+    param = linear.args["weight"]
+    if param.op != "param":
+        return
+    if param.param not in done:
+        weight = rewriter.program.tensor(param).float()
+        bits = quantize.weight_bits
+        qmax = 2 ** (bits - 1) - 1
+        scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / qmax
+        codes = (weight / scale[:, None]).round().clamp(-qmax, qmax).to(torch.int8)
+        name = param.param
+        packed = rewriter.param(linear, f"{name}.codes", pack(codes, bits))
+        scales = rewriter.param(linear, f"{name}.scale", scale)
+        done[name] = rewriter.insert(
+            linear, "dequantize_weight", packed, scales, weight.shape[1], bits
+        )
+    rewriter.set_arg(linear, "weight", done[param.param])
+
+
+def _quantize_edge_weight(rewriter: Rewriter, aggregate: Instr) -> None:
+    """Edge weights as 8-bit codes with a scale of their own for each graph."""
+    weight = aggregate.args["weight"]
+    if weight.op == "fake_quantize":
+        return
+    made = rewriter.insert(aggregate, "choose_qparams", weight, 8, True)
+    scale, zero_point = (rewriter.insert(aggregate, "getitem", made, i) for i in range(2))
+    codes = rewriter.insert(aggregate, "fake_quantize", weight, scale, zero_point, 8)
+    rewriter.set_arg(aggregate, "weight", codes)
