@@ -40,8 +40,8 @@ def demo(
         str, typer.Option(help=f"One of {', '.join(demo_module.DATASETS)}.")
     ] = "digits",
     root: Annotated[
-        Path | None, typer.Option(help="Folder of the dataset's files; not needed for digits.")
-    ] = None,
+        Path, typer.Option(help="Folder of the dataset's files; digits needs none.")
+    ] = demo_module.DATA_ROOT,
     model: Annotated[str, typer.Option(help=f"One of {', '.join(demo_module.MODELS)}.")] = "GCN",
     policy: Annotated[str, typer.Option(help="fp32, int8 or int4.")] = "int8",
     epochs: Annotated[int, typer.Option(help="Most epochs to train.")] = 200,

@@ -1,6 +1,7 @@
-"""compress: an edge list as CSR by destination.
+"""Sort edges by destination: (rowptr, src_sorted, perm) from an edge list.
 
-rowptr[i] : rowptr[i + 1] are the edges that end in node i, in the order they had in the list.
+`rowptr[i]` counts the edges into nodes below i, and `perm[k]` is the place that edge k of the
+sorted list had in the input; edges into one node keep their order.
 """
 
 from __future__ import annotations
@@ -11,61 +12,41 @@ import torch
 from torch import Tensor
 
 from gnnfx.ir.op import Cost, OpDef, register
-from gnnfx.kernels.launch import numba_impl
-
-_INT32_MAX = 2**31 - 1
+from gnnfx.kernels.csr import index_dtype, num_bytes, sort_by_destination
 
 
 def reference(src: Tensor, dst: Tensor, num_dst: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(rowptr [num_dst + 1], source of each edge [E], its position in the list [E]), int32."""
-    perm = torch.argsort(dst, stable=True)
-    counts = torch.zeros(num_dst, dtype=torch.int64, device=dst.device)
-    counts.index_add_(0, dst.long(), torch.ones_like(dst, dtype=torch.int64))
-    rowptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    return rowptr.int(), src.index_select(0, perm).int(), perm.int()
+    """Stable sort of `src`, `dst` [E] by `dst`; ids must be in range."""
+    return sort_by_destination(src, dst, num_dst)
 
 
 def fake(src: Tensor, dst: Tensor, num_dst: int) -> tuple[Tensor, Tensor, Tensor]:
-    if dst.dim() != 1 or src.dim() != 1 or dst.is_floating_point() or src.is_floating_point():
-        raise ValueError(
-            f"src and dst must be vectors of integers, got {src.dtype} {tuple(src.shape)} and "
-            f"{dst.dtype} {tuple(dst.shape)}"
-        )
-    rowptr = dst.new_empty((num_dst + 1,), dtype=torch.int32)
-    return rowptr, src.new_empty(dst.shape, dtype=torch.int32), dst.new_empty(
-        dst.shape, dtype=torch.int32
-    )
+    for name, index in (("src", src), ("dst", dst)):
+        if index.dim() != 1 or index.dtype not in (torch.int32, torch.int64):
+            got = f"{index.dtype} {tuple(index.shape)}"
+            raise ValueError(f"{name} must be a vector of int32 or int64, got {got}")
+    if src.shape[0] != dst.shape[0]:
+        raise ValueError(f"src has {src.shape[0]} edges but dst has {dst.shape[0]}")
+    dtype = index_dtype(src.shape[0], num_dst)
+    rows = src.new_empty((num_dst + 1,), dtype=dtype)
+    return rows, src.new_empty(src.shape, dtype=dtype), src.new_empty(src.shape, dtype=dtype)
 
 
 def cost(src: Tensor, dst: Tensor, num_dst: int) -> Cost:
-    """Destinations are read twice (count, place), sources once; two numbers an edge are written."""
-    edges = dst.numel()
-    read = 2 * dst.nbytes + src.nbytes
-    return Cost(flops=2 * edges, bytes=read + 8 * edges + 4 * (num_dst + 1))
+    """A counting sort reads `dst` twice and `src` once, and writes the three results."""
+    entry = index_dtype(src.shape[0], num_dst).itemsize
+    written = entry * (num_dst + 1 + 2 * src.shape[0])
+    return Cost(flops=0, bytes=num_bytes(src, dst, dst) + written)
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[Tensor, Tensor, int]]:
     generator = torch.Generator().manual_seed(0)
-    for nodes, edges, dtype in [
-        (7, 19, torch.int64),
-        (4, 0, torch.int64),
-        (1, 5, torch.int64),
-        (300, 5000, torch.int64),
-        (50, 400, torch.int32),
-    ]:
-        src = torch.randint(nodes, (edges,), generator=generator).to(dtype)
-        dst = torch.randint(nodes, (edges,), generator=generator).to(dtype)
-        yield src.to(device), dst.to(device), nodes
-        yield src.to(device), (dst // 3).to(device), nodes + 2
+    for num_src, num_dst, edges in [(7, 7, 19), (4, 4, 0), (1, 1, 3), (9, 5, 40), (3000, 2000, 9000)]:
+        src = torch.randint(num_src, (edges,), generator=generator).to(device)
+        dst = torch.randint(num_dst, (edges,), generator=generator).to(device)
+        yield src, dst, num_dst
+        yield src.int(), dst.int().clamp(max=num_dst // 2), num_dst
+        yield src, dst.sort().values, num_dst
 
 
-COMPRESS = register(
-    OpDef(
-        "compress",
-        reference,
-        fake,
-        cost,
-        samples,
-        impls=(numba_impl("gnnfx.kernels.compress_numba", "compress"),),
-    )
-)
+COMPRESS = register(OpDef("compress", reference, fake, cost, samples, impls=()))

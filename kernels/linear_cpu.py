@@ -7,11 +7,11 @@ multiplied as float32 in slices of 1024 channels, whose partial sums stay below 
 from __future__ import annotations
 
 import functools
-import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from gnnfx.kernels.aggregate import epilogue
 from gnnfx.kernels.quantize import pack, to_codes, unpack
@@ -23,8 +23,7 @@ class _Prepared:
     """A weight in the form that a kernel wants, remembered while its contents stay the same."""
 
     def __init__(self) -> None:
-        self._known: weakref.WeakKeyDictionary[Tensor, tuple[Tensor, Any]]
-        self._known = weakref.WeakKeyDictionary()
+        self._known = WeakIdKeyDictionary()
 
     def get(self, weight: Tensor, channels: int, bits: int, rows: int) -> Any:
         known = self._known.get(weight)
