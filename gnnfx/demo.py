@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.datasets import Amazon, Coauthor, Planetoid
@@ -74,32 +75,35 @@ class DemoResult:
 
     def table(self) -> Table:
         """Eager against optimized, and the ratio of the two."""
-        table = Table(title=self.title, caption="latency: median (quartiles) of single calls")
+        table = Table(
+            title=Text(self.title),
+            caption=Text("latency: median [quartiles] of single calls; ratio: eager / optimized"),
+        )
         table.add_column("")
         for column in (
             "test\naccuracy",
             "latency\nwarm graph",
             "latency\nnew graph\neach call",
-            "peak memory\nof a call",
+            "peak\nmemory",
             "parameters",
         ):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         for name, row in (("eager", self.eager), ("optimized", self.optimized)):
             table.add_row(
                 name,
                 f"{100 * row.accuracy:.1f} %",
-                _milliseconds(row.warm),
-                _milliseconds(row.new_graph),
+                Text(_milliseconds(row.warm)),
+                Text(_milliseconds(row.new_graph)),
                 _mebibytes(row.peak_bytes),
                 _kibibytes(row.parameter_bytes),
             )
         table.add_section()
         eager, optimized = self.eager, self.optimized
         table.add_row(
-            "eager / optimized",
-            f"{100 * (optimized.accuracy - eager.accuracy):+.1f} points",
-            _ratio(self.warm_ratio),
-            _ratio(self.new_graph_ratio),
+            "ratio",
+            f"{100 * (optimized.accuracy - eager.accuracy):+.1f} pt",
+            Text(_ratio(self.warm_ratio)),
+            Text(_ratio(self.new_graph_ratio)),
             _quotient(eager.peak_bytes, optimized.peak_bytes),
             _quotient(eager.parameter_bytes, optimized.parameter_bytes),
         )
@@ -196,7 +200,7 @@ def _digits(seed: int) -> tuple[Data, int]:
     digits = load_digits()
     near = kneighbors_graph(digits.data, NEIGHBOURS).tocoo()
     pairs = torch.stack([torch.from_numpy(near.col), torch.from_numpy(near.row)]).long()
-    edge_index = torch.cat([pairs, pairs.flip(0)], dim=1).unique(dim=1)
+    edge_index = torch.cat([pairs, pairs.flip(0)], dim=1).unique(dim=1).contiguous()
     y = torch.from_numpy(digits.target).long()
     data = Data(x=torch.from_numpy(digits.data).float() / 16, edge_index=edge_index, y=y)
     generator = torch.Generator().manual_seed(seed)
@@ -380,7 +384,7 @@ def _device() -> str:
 
 def _milliseconds(spread: Spread) -> str:
     low, median, high = (1e3 * value for value in (spread.q1, spread.median, spread.q3))
-    return f"{median:.2f} ms\n({low:.2f} to {high:.2f})"
+    return f"{median:.2f} ms\n[{low:.2f}, {high:.2f}]"
 
 
 def _mebibytes(count: int) -> str:
@@ -392,7 +396,7 @@ def _kibibytes(count: int) -> str:
 
 
 def _ratio(spread: Spread) -> str:
-    return f"{spread.median:.2f}x\n({spread.q1:.2f} to {spread.q3:.2f})"
+    return f"{spread.median:.2f}x\n[{spread.q1:.2f}, {spread.q3:.2f}]"
 
 
 def _quotient(before: int, after: int) -> str:

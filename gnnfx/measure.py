@@ -33,11 +33,6 @@ class Spread:
     q1: float
     q3: float
 
-    @property
-    def iqr(self) -> float:
-        """Distance between the quartiles."""
-        return self.q3 - self.q1
-
     @classmethod
     def of(cls, sample: list[float]) -> Spread:
         """Median and quartiles of `sample`, which holds one value or more."""

@@ -13,9 +13,11 @@ from gnnfx.kernels import (
     compress,
     linear,
     message_passing,
+    observe,
     quantize,
     softmax,
     structure,
+    weight,
 )
 
 __all__ = [
@@ -25,7 +27,9 @@ __all__ = [
     "compress",
     "linear",
     "message_passing",
+    "observe",
     "quantize",
     "softmax",
     "structure",
+    "weight",
 ]

@@ -1,61 +1,42 @@
-"""aggregate and quantized_aggregate: reduce source rows into destination rows over CSR.
+"""Reduce over incoming edges: y[i] = reduce of w[e] * x[src[e]] over the edges e into node i.
 
-    y[i] = act(row_scale[i] * S[i] + self_weight * x[i] + bias + residual[i])
-    S[i] = reduce over the edges e of row i of weight[e] * x[src[e]]
-
-Rows without edges reduce to 0; mean divides by the number of edges.  With codes, S is an exact
-integer sum of (code - zero_point), scaled once a row.
+`aggregate` takes float rows.  `quantized_aggregate` takes integer codes and sums them exactly:
+dequantizing costs one multiply per output value and none per edge, and the result may be codes
+again.  Both finish with `gnnfx.kernels.epilogue`.  A node without edges gets 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnnfx.ir.op import Cost, OpDef, register
-from gnnfx.kernels.launch import numba_impl
-from gnnfx.kernels.quantize import code_range, pack, packed_width, to_codes, unpack
+from gnnfx.kernels.csr import (
+    REDUCES,
+    arguments,
+    check_csr,
+    degrees,
+    num_bytes,
+    row_of_edge,
+    sample_graphs,
+    sample_large_graph,
+)
+from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_bytes
+from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
 
-REDUCES = ("sum", "mean", "max", "min")
-ACTIVATIONS = ("none", "relu")
-_AMAX = {"max": "amax", "min": "amin"}
+_TORCH_REDUCE = {"max": "amax", "min": "amin"}
 
 
-def edge_rows(rowptr: Tensor) -> Tensor:
-    """Destination of each edge [E], from the row pointers."""
-    rows = torch.arange(rowptr.shape[0] - 1, device=rowptr.device)
-    return rows.repeat_interleave((rowptr[1:] - rowptr[:-1]).long())
-
-
-def reduce_rows(messages: Tensor, rowptr: Tensor, reduce: str) -> Tensor:
-    """Sum, maximum or minimum of the messages [E, ...] of each row; 0 where there are none."""
-    shape = (rowptr.shape[0] - 1, *messages.shape[1:])
-    dst = edge_rows(rowptr)
+def _reduce_rows(messages: Tensor, rowptr: Tensor, reduce: str) -> Tensor:
+    """Messages [E, ...] to [N, ...]; a mean is divided by the caller."""
+    rows = row_of_edge(rowptr, messages.shape[0])
+    out = messages.new_zeros((rowptr.shape[0] - 1, *messages.shape[1:]))
     if reduce in ("sum", "mean"):
-        return messages.new_zeros(shape).index_add(0, dst, messages)
-    wide = dst.view(-1, *(1,) * (messages.dim() - 1)).expand_as(messages)
-    out = messages.new_zeros(shape)
-    return out.scatter_reduce(0, wide, messages, _AMAX[reduce], include_self=False)
-
-
-def degrees(rowptr: Tensor, like: Tensor) -> Tensor:
-    """Number of edges of each row, at least 1, shaped to divide `like` [N, ...]."""
-    count = (rowptr[1:] - rowptr[:-1]).clamp(min=1).float()
-    return count.view(-1, *(1,) * (like.dim() - 1))
-
-
-def epilogue(
-    y: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
-) -> Tensor:
-    """Bias, residual and activation of rows `y` [N, C], in this order."""
-    if bias is not None:
-        y = y + bias
-    if residual is not None:
-        y = y + residual
-    return y.clamp(min=0) if activation == "relu" else y
+        return out.index_add(0, rows, messages)
+    wide = rows.view(-1, *(1,) * (messages.dim() - 1)).expand_as(messages)
+    return out.scatter_reduce(0, wide, messages, _TORCH_REDUCE[reduce], include_self=False)
 
 
 def aggregate_reference(
@@ -70,18 +51,20 @@ def aggregate_reference(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """Rows [N, C] or [N, H, C] from rows `x` [S, C] or [S, H, C]; weight [E] or [E, H]."""
+    """float32 `x` [S, C] or [S, H, C], `weight` [E] or [E, H]: [N, C] or [N, H, C].
+
+    `row_scale` [N], `self_weight` 0-d (adds self_weight * x[i]), `bias` [C] and `residual`
+    [N, C] go with a two-dimensional `x`.
+    """
+    num_rows = rowptr.shape[0] - 1
     messages = x.index_select(0, src)
     if weight is not None:
         messages = messages * weight.view(*weight.shape, *(1,) * (x.dim() - weight.dim()))
-    y = reduce_rows(messages, rowptr, reduce)
+    total = _reduce_rows(messages, rowptr, reduce)
     if reduce == "mean":
-        y = y / degrees(rowptr, y)
-    if row_scale is not None:
-        y = y * row_scale[:, None]
-    if self_weight is not None:
-        y = y + self_weight * x[: y.shape[0]]
-    return epilogue(y, bias, residual, activation)
+        total = total / degrees(rowptr).view(-1, *(1,) * (x.dim() - 1))
+    self_term = None if self_weight is None else self_weight * x[:num_rows]
+    return finish(total, None, row_scale, self_term, bias, residual, activation)
 
 
 def aggregate_fake(
@@ -96,34 +79,26 @@ def aggregate_fake(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    if x.dim() not in (2, 3) or not x.is_floating_point():
-        raise ValueError(f"x must be floats [S, C] or [S, H, C], got {x.dtype} {tuple(x.shape)}")
-    if weight is not None and not 1 <= weight.dim() < x.dim():
-        raise ValueError(f"weight must be [E] or [E, H], got {tuple(weight.shape)}")
-    _check_epilogue(x, reduce, row_scale, self_weight, bias, residual, activation)
-    return x.new_empty((rowptr.shape[0] - 1, *x.shape[1:]))
-
-
-def _check_epilogue(
-    x: Tensor,
-    reduce: str,
-    row_scale: Tensor | None,
-    self_weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-) -> None:
+    check_csr(rowptr, src)
+    if x.dtype != torch.float32 or x.dim() not in (2, 3):
+        raise ValueError(f"x must be float32 [S, C] or [S, H, C], got {x.dtype} {tuple(x.shape)}")
+    if weight is not None and tuple(weight.shape) not in [
+        (src.shape[0],),
+        (src.shape[0], *x.shape[1:-1]),
+    ]:
+        want = "[E]" if x.dim() == 2 else "[E] or [E, H]"
+        raise ValueError(
+            f"weight must be {want}, got {tuple(weight.shape)} for {src.shape[0]} edges"
+        )
     if reduce not in REDUCES:
         raise ValueError(f"reduce must be one of {REDUCES}, got {reduce!r}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
-    extras = (row_scale, self_weight, bias, residual)
-    if x.dim() != 2 and (activation != "none" or any(e is not None for e in extras)):
-        raise ValueError("an epilogue takes rows [N, C] only")
-    for name, value, rank in (("row_scale", row_scale, 1), ("self_weight", self_weight, 0),
-                              ("bias", bias, 1), ("residual", residual, 2)):
-        if value is not None and value.dim() != rank:
-            raise ValueError(f"{name} must have {rank} dimensions, got {tuple(value.shape)}")
+    num_rows = rowptr.shape[0] - 1
+    if x.dim() == 3:
+        if any(t is not None for t in (row_scale, self_weight, bias, residual)):
+            raise ValueError("row_scale, self_weight, bias and residual need x of two dims")
+        return x.new_empty((num_rows, *x.shape[1:]))
+    check_epilogue(num_rows, x.shape[1], row_scale, bias, residual, activation)
+    return x.new_empty((num_rows, x.shape[1]))
 
 
 def aggregate_cost(
@@ -138,56 +113,44 @@ def aggregate_cost(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Cost:
-    """An operation (two with weights) an edge and channel; each edge reads a row, each node writes."""
-    width = x[0].numel() if x.shape[0] else 0
-    edges, rows = src.numel(), rowptr.shape[0] - 1
-    inputs = (rowptr, src, weight, row_scale, bias, residual)
-    read = edges * width * x.element_size() + sum(t.nbytes for t in inputs if t is not None)
-    own = rows * width * x.element_size() if self_weight is not None else 0
-    flops = edges * width * (1 if weight is None else 2)
-    return Cost(flops, read + own + rows * width * 4)
+    """Each edge reads a row of x and does one or two operations a channel; rows are written."""
+    num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
+    channels = x.shape[1:].numel()
+    gathered = (edges + (num_rows if self_weight is not None else 0)) * channels * 4
+    read = num_bytes(rowptr, src, weight, row_scale, self_weight, bias, residual)
+    flops = edges * channels * (1 if weight is None else 2)
+    return Cost(flops, gathered + read + 4 * num_rows * channels)
 
 
-Graph = tuple[Tensor, Tensor]
-
-
-def sample_graphs() -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(nodes, rowptr, src): ragged, edgeless, one node, a hub, duplicates and self-loops."""
-    from gnnfx.kernels.compress import reference as compress
-
-    generator = torch.Generator().manual_seed(1)
-    for nodes, edges in [(7, 19), (4, 0), (1, 3), (33, 400), (90, 700)]:
-        src = torch.randint(nodes, (edges,), generator=generator)
-        dst = torch.randint(nodes, (edges,), generator=generator)
-        dst[: edges // 2] = nodes // 2
-        rowptr, by_dst, _ = compress(src, dst, nodes)
-        yield nodes, rowptr, by_dst
-
-
-def aggregate_samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
-    generator = torch.Generator().manual_seed(2)
+def aggregate_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
+    generator = torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device)
+        return torch.randn(*shape, generator=generator).to(device)
 
-    for number, (nodes, rowptr, src) in enumerate(sample_graphs()):
-        graph = (rowptr.to(device), src.to(device))
-        for channels in (1, 5, 16, 40, 64, 128, 256)[number % 3 :]:
-            x = rand(nodes, channels)
-            weight, scale = rand(src.numel()), rand(nodes)
-            bias, residual = rand(channels), rand(nodes, channels)
-            for reduce in REDUCES:
-                yield x, *graph, None, reduce
-                yield x, *graph, weight, reduce
-            own = torch.tensor(1.5, device=device)
-            yield x, *graph, None, "sum", scale, own, bias, residual, "relu"
-            yield x, *graph, weight, "mean", scale, None, bias, None, "none"
-        heads = rand(nodes, 4, 8)
-        yield heads, *graph, rand(src.numel(), 4), "sum"
-        yield heads, *graph, None, "max"
-
-
-# quantized_aggregate
+    widths = [(5,), (64,), (7,), (1,), (40,), (128,), (16,), (256,), (32,), (2, 8), (4, 5), (3, 40)]
+    graphs = [*sample_graphs(device), sample_large_graph(device)]
+    for i, shape in enumerate(widths * 2):
+        rows, rowptr, src = graphs[i % len(graphs)]
+        num_rows, edges, x = rowptr.shape[0] - 1, src.shape[0], rand(rows, *shape)
+        for j, reduce in enumerate(REDUCES):
+            if len(shape) == 2:
+                weight = (rand(edges, shape[0]), None, rand(edges))[(i + j) % 3]
+                yield arguments(aggregate_reference, x, rowptr, src, weight, reduce)
+                continue
+            yield arguments(
+                aggregate_reference,
+                x,
+                rowptr,
+                src,
+                rand(edges) if (i + j) % 2 else None,
+                reduce,
+                row_scale=rand(num_rows) if i % 3 == 0 else None,
+                self_weight=rand(1)[0] if i % 4 == 1 and rows >= num_rows else None,
+                bias=rand(*shape) if i % 3 != 1 else None,
+                residual=rand(num_rows, *shape) if i % 4 == 2 else None,
+                activation="relu" if i % 2 else "none",
+            )
 
 
 def quantized_aggregate_reference(
@@ -210,23 +173,34 @@ def quantized_aggregate_reference(
     bits: int = 8,
     out_bits: int = 8,
 ) -> Tensor:
-    """Rows of codes `x` [S, C] reduced exactly, as floats or as codes of `out_scale`."""
-    centered = unpack(x, channels, bits).long() - zero_point
-    messages = centered.index_select(0, src)
-    step = scale
-    if weight is not None:
+    """Codes `x` [S, C packed] of `channels`, int8 symmetric `weight` [E]: [N, C], floats or codes.
+
+    S is the exact integer sum of w * (q - zero_point), divided by the degree for a mean, or the
+    greatest or least q - zero_point.
+    """
+    num_rows = rowptr.shape[0] - 1
+    steps = unpack(x, channels, bits).long() - zero_point
+    messages = steps.index_select(0, src)
+    multiplier = scale
+    if weight is not None and weight_scale is not None:
         messages = messages * weight.long()[:, None]
-        step = scale * weight_scale
-    y = reduce_rows(messages, rowptr, reduce).float()
+        multiplier = scale * weight_scale
+    total = _reduce_rows(messages, rowptr, reduce).float()
     if reduce == "mean":
-        y = y / degrees(rowptr, y)
-    y = y * step if row_scale is None else y * (step * row_scale[:, None])
-    if self_weight is not None:
-        y = y + self_weight * (scale * centered[: y.shape[0]].float())
-    y = epilogue(y, bias, residual, activation)
-    if out_scale is None:
-        return y
-    return pack(to_codes(y, out_scale, out_zero_point, out_bits), out_bits)  # type: ignore[arg-type]
+        total = total / degrees(rowptr)[:, None]
+    self_term = None if self_weight is None else self_weight * (scale * steps[:num_rows].float())
+    return finish(
+        total,
+        multiplier,
+        row_scale,
+        self_term,
+        bias,
+        residual,
+        activation,
+        out_scale,
+        out_zero_point,
+        out_bits,
+    )
 
 
 def quantized_aggregate_fake(
@@ -249,41 +223,33 @@ def quantized_aggregate_fake(
     bits: int = 8,
     out_bits: int = 8,
 ) -> Tensor:
-    check_codes("x", x, channels, bits)
-    if weight is not None and (reduce not in ("sum", "mean") or weight.dtype != torch.int8):
-        raise ValueError(f"int8 weights go with sum and mean, got {weight.dtype} and {reduce!r}")
+    check_csr(rowptr, src)
+    check_codes(x, channels, bits)
+    if x.dim() != 2:
+        raise ValueError(f"x must be codes [S, C], got {tuple(x.shape)}")
+    if reduce not in REDUCES:
+        raise ValueError(f"reduce must be one of {REDUCES}, got {reduce!r}")
     if (weight is None) != (weight_scale is None):
-        raise ValueError("weight and weight_scale go together")
-    _check_epilogue(x, reduce, row_scale, self_weight, bias, residual, activation)
-    return rows_or_codes(x, rowptr.shape[0] - 1, channels, out_scale, out_zero_point, out_bits)
-
-
-def check_codes(name: str, codes: Tensor, channels: int, bits: int) -> None:
-    """Raise ValueError unless `codes` [R, ...] can hold `channels` codes of `bits` bits a row."""
-    code_range(bits)
-    wanted = torch.int8 if bits == 8 else torch.uint8
-    if codes.dtype != wanted or codes.dim() != 2 or codes.shape[1] != packed_width(channels, bits):
-        raise ValueError(
-            f"{name} must be {wanted} [R, {packed_width(channels, bits)}] for {channels} channels "
-            f"of {bits} bits, got {codes.dtype} {tuple(codes.shape)}"
-        )
-
-
-def rows_or_codes(
-    like: Tensor,
-    rows: int,
-    channels: int,
-    out_scale: Tensor | None,
-    out_zero_point: Tensor | None,
-    out_bits: int,
-) -> Tensor:
-    """An empty result: float rows, or codes where there is an output scale."""
-    if (out_scale is None) != (out_zero_point is None):
-        raise ValueError("out_scale and out_zero_point go together")
-    if out_scale is None:
-        return like.new_empty((rows, channels), dtype=torch.float32)
-    dtype = torch.int8 if out_bits == 8 else torch.uint8
-    return like.new_empty((rows, packed_width(channels, out_bits)), dtype=dtype)
+        raise ValueError("weight and weight_scale must be given together")
+    if weight is not None:
+        if weight.dtype != torch.int8 or tuple(weight.shape) != tuple(src.shape):
+            got = f"{weight.dtype} {tuple(weight.shape)}"
+            raise ValueError(f"weight must be int8 [{src.shape[0]}], got {got}")
+        if reduce not in ("sum", "mean"):
+            raise ValueError(f"reduce={reduce!r} takes no weight: codes are compared as they are")
+    num_rows = rowptr.shape[0] - 1
+    check_epilogue(
+        num_rows,
+        channels,
+        row_scale,
+        bias,
+        residual,
+        activation,
+        out_scale,
+        out_zero_point,
+        out_bits,
+    )
+    return empty_result(x, num_rows, channels, out_scale, out_bits)
 
 
 def quantized_aggregate_cost(
@@ -306,81 +272,92 @@ def quantized_aggregate_cost(
     bits: int = 8,
     out_bits: int = 8,
 ) -> Cost:
-    """As `aggregate`, with packed rows read and rows of codes or floats written."""
-    edges, rows = src.numel(), rowptr.shape[0] - 1
-    inputs = (rowptr, src, weight, row_scale, bias, residual)
-    read = edges * x.shape[1] + sum(t.nbytes for t in inputs if t is not None)
-    own = rows * x.shape[1] if self_weight is not None else 0
-    written = 4 * channels if out_scale is None else packed_width(channels, out_bits)
+    """Each edge reads a row of codes and does one or two operations a channel."""
+    num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
+    gathered = (edges + (num_rows if self_weight is not None else 0)) * x.shape[1]
+    read = num_bytes(rowptr, src, weight, scale, zero_point, weight_scale, row_scale, self_weight)
+    read += num_bytes(bias, residual, out_scale, out_zero_point)
     flops = edges * channels * (1 if weight is None else 2)
-    return Cost(flops, read + own + rows * written)
+    return Cost(flops, gathered + read + result_bytes(num_rows, channels, out_scale, out_bits))
 
 
-def quantized_aggregate_samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
-    generator = torch.Generator().manual_seed(3)
+def quantized_aggregate_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
+    generator = torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device)
+        return torch.randn(*shape, generator=generator).to(device)
 
-    def zero(value: int) -> Tensor:
-        return torch.tensor(value, dtype=torch.int32, device=device)
+    def codes(bits: int, *shape: int) -> Tensor:
+        low, high = code_range(bits)
+        values = torch.randint(low, high + 1, shape, generator=generator, dtype=torch.int8)
+        return pack(values, bits).to(device)
 
-    for number, (nodes, rowptr, src) in enumerate(sample_graphs()):
-        graph = (rowptr.to(device), src.to(device))
-        for bits in (8, 4, 2):
-            for channels in (1, 5, 7, 32, 40, 64, 128, 256)[number % 4 :]:
-                low, high = code_range(bits)
-                codes = torch.randint(low, high + 1, (nodes, channels), generator=generator)
-                x = pack(codes.to(torch.int8), bits).to(device)
-                step, out = torch.tensor(0.05, device=device), torch.tensor(0.4, device=device)
-                plain = (x, step, zero(0), *graph, channels)
-                shifted = (x, step, zero(low), *graph, channels)
-                weight = torch.randint(-127, 128, (src.numel(),), generator=generator)
-                weights = (weight.to(torch.int8).to(device), torch.tensor(0.01, device=device))
-                own, scale = torch.tensor(1.5, device=device), rand(nodes)
-                bias, residual = rand(channels), rand(nodes, channels)
-                none = (None, None)
-                for reduce in REDUCES:
-                    yield *shifted, *none, reduce, *(None,) * 4, "none", *none, bits
-                yield *plain, *none, "sum", scale, *(None,) * 3, "none", out, zero(0), bits
-                yield *plain, *weights, "sum", scale, own, bias, residual, "relu", *none, bits
-                yield *shifted, *weights, "mean", *(None,) * 2, bias, None, "none", *none, bits
-                yield (*shifted, *none, "sum", scale, own, bias, residual, "relu", out,
-                       zero(-128), bits)
-                yield *shifted, *none, "max", None, None, bias, None, "relu", out, zero(3), bits, 4
-    yield _hub(device)
+    graphs = [*sample_graphs(device), sample_large_graph(device)]
+    widths = [5, 64, 7, 1, 40, 128, 16, 256, 32, 150]
+    for i, channels in enumerate(widths * 4):
+        rows, rowptr, src = graphs[i % len(graphs)]
+        num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
+        bits = (8, 8, 4, 8, 2)[(i // 2) % 5]
+        weighted = i % 4 == 3
+        out_scale, out_zero_point = sample_qparams(0.31, (0, 5, -2)[i % 3], device)
+        yield arguments(
+            quantized_aggregate_reference,
+            codes(bits, rows, channels),
+            *sample_qparams(0.043, (0, 1, code_range(bits)[i % 2])[i % 3], device),
+            rowptr,
+            src,
+            channels,
+            weight=codes(8, edges) if weighted else None,
+            weight_scale=torch.tensor(0.02, device=device) if weighted else None,
+            reduce=("sum", "mean")[i % 2] if weighted else REDUCES[(i + i // 4) % 4],
+            row_scale=rand(num_rows) if i % 3 == 0 else None,
+            self_weight=rand(1)[0] if i % 5 == 1 and rows >= num_rows else None,
+            bias=rand(channels) if i % 4 > 1 else None,
+            residual=rand(num_rows, channels) if i % 7 == 2 else None,
+            activation="relu" if i % 2 else "none",
+            out_scale=out_scale if i % 8 < 6 else None,
+            out_zero_point=out_zero_point if i % 8 < 6 else None,
+            bits=bits,
+            out_bits=(8, 8, 8, 4, 2)[i % 5],
+        )
+    # The greatest sums: every code and weight at the end of its range, on a hub.
+    rows, rowptr, src = graphs[5]
+    for bits, channels in [(8, 128), (4, 40), (2, 7)]:
+        low, high = code_range(bits)
+        extreme = pack(torch.full((rows, channels), low, dtype=torch.int8), bits).to(device)
+        weights = torch.full((src.shape[0],), -128, dtype=torch.int8, device=device)
+        for weight in (None, weights):
+            yield arguments(
+                quantized_aggregate_reference,
+                extreme,
+                *sample_qparams(1.0, high, device),
+                rowptr,
+                src,
+                channels,
+                weight,
+                None if weight is None else torch.tensor(1.0, device=device),
+                bits=bits,
+            )
 
-
-def _hub(device: str) -> tuple[Any, ...]:
-    """A node of in-degree 100,000 whose neighbours all hold the lowest code."""
-    edges = 100_000
-    x = torch.full((2, 64), -128, dtype=torch.int8, device=device)
-    rowptr = torch.tensor([0, edges, edges], dtype=torch.int32, device=device)
-    src = torch.ones(edges, dtype=torch.int32, device=device)
-    step = torch.tensor(0.05, device=device)
-    return x, step, torch.tensor(127, dtype=torch.int32, device=device), rowptr, src, 64
-
-
-_NUMBA = "gnnfx.kernels.aggregate_numba"
 
 AGGREGATE = register(
     OpDef(
-        "aggregate",
-        aggregate_reference,
-        aggregate_fake,
-        aggregate_cost,
-        aggregate_samples,
-        impls=(numba_impl(_NUMBA, "aggregate"),),
+        name="aggregate",
+        reference=aggregate_reference,
+        fake=aggregate_fake,
+        cost=aggregate_cost,
+        samples=aggregate_samples,
+        impls=(),
         differentiable=True,
     )
 )
 QUANTIZED_AGGREGATE = register(
     OpDef(
-        "quantized_aggregate",
-        quantized_aggregate_reference,
-        quantized_aggregate_fake,
-        quantized_aggregate_cost,
-        quantized_aggregate_samples,
-        impls=(numba_impl(_NUMBA, "quantized_aggregate"),),
+        name="quantized_aggregate",
+        reference=quantized_aggregate_reference,
+        fake=quantized_aggregate_fake,
+        cost=quantized_aggregate_cost,
+        samples=quantized_aggregate_samples,
+        impls=(),
     )
 )

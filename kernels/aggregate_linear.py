@@ -1,23 +1,28 @@
-"""quantized_aggregate_linear: gather, reduce and multiply in one kernel.
+"""Aggregate, then a linear layer, without the aggregated rows in memory.
 
-Code for code what `quantized_linear(quantized_aggregate(x))` gives, with the aggregated rows
-requantized to 8 bits on the way, but without ever writing them to memory.
+    mid = quantized_aggregate(x, ..., out_scale=mid_scale, out_zero_point=mid_zero_point)
+    y = quantized_linear(mid, mid_scale, mid_zero_point, weight, weight_scale, ...)
+
+code for code; `mid` has 8 bits.  `aggregate_row_scale` [N] and `self_weight` belong to the first,
+`row_scale` [N], `bias` [O] and `activation` to the second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnnfx.ir.op import Cost, OpDef, register
-from gnnfx.kernels import aggregate as aggregates
-from gnnfx.kernels import linear as linears
-from gnnfx.kernels.aggregate import check_codes, rows_or_codes, sample_graphs
-from gnnfx.kernels.launch import lazy_impl
-from gnnfx.kernels.quantize import code_range, pack, packed_width
+from gnnfx.kernels import linear
+from gnnfx.kernels.aggregate import (
+    quantized_aggregate_cost,
+    quantized_aggregate_fake,
+    quantized_aggregate_reference,
+)
+from gnnfx.kernels.csr import arguments, sample_graphs, sample_large_graph
+from gnnfx.kernels.quantize import code_range, pack, sample_qparams
 
 
 def reference(
@@ -43,15 +48,38 @@ def reference(
     reduce: str = "sum",
     row_scale: Tensor | None = None,
 ) -> Tensor:
-    """Rows [N, O] from codes x [S, K] (packed below 8 bits), a graph and weight codes [O, K]."""
-    rows = aggregates.quantized_aggregate_reference(
-        x, scale, zero_point, rowptr, src, channels, None, None, reduce, aggregate_row_scale,
-        self_weight, None, None, "none", mid_scale, mid_zero_point, bits,
-    )  # fmt: skip
-    return linears.reference(
-        rows, mid_scale, mid_zero_point, weight, weight_scale, channels, bias, None, activation,
-        out_scale, out_zero_point, 8, weight_bits, out_bits, row_scale,
-    )  # fmt: skip
+    """Codes `x` [S, C packed], C = `channels`, `weight` codes [O, C packed]: [N, O]."""
+    mid = quantized_aggregate_reference(
+        x,
+        scale,
+        zero_point,
+        rowptr,
+        src,
+        channels,
+        reduce=reduce,
+        row_scale=aggregate_row_scale,
+        self_weight=self_weight,
+        out_scale=mid_scale,
+        out_zero_point=mid_zero_point,
+        bits=bits,
+    )
+    return linear.reference(
+        mid,
+        mid_scale,
+        mid_zero_point,
+        weight,
+        weight_scale,
+        channels,
+        bias,
+        None,
+        activation,
+        out_scale,
+        out_zero_point,
+        8,
+        weight_bits,
+        out_bits,
+        row_scale,
+    )
 
 
 def fake(
@@ -77,10 +105,37 @@ def fake(
     reduce: str = "sum",
     row_scale: Tensor | None = None,
 ) -> Tensor:
-    check_codes("x", x, channels, bits)
-    check_codes("weight", weight, channels, weight_bits)
-    rows = rowptr.shape[0] - 1
-    return rows_or_codes(x, rows, weight.shape[0], out_scale, out_zero_point, out_bits)
+    mid = quantized_aggregate_fake(
+        x,
+        scale,
+        zero_point,
+        rowptr,
+        src,
+        channels,
+        reduce=reduce,
+        row_scale=aggregate_row_scale,
+        self_weight=self_weight,
+        out_scale=mid_scale,
+        out_zero_point=mid_zero_point,
+        bits=bits,
+    )
+    return linear.fake(
+        mid,
+        mid_scale,
+        mid_zero_point,
+        weight,
+        weight_scale,
+        channels,
+        bias,
+        None,
+        activation,
+        out_scale,
+        out_zero_point,
+        8,
+        weight_bits,
+        out_bits,
+        row_scale,
+    )
 
 
 def cost(
@@ -106,55 +161,86 @@ def cost(
     reduce: str = "sum",
     row_scale: Tensor | None = None,
 ) -> Cost:
-    """The work of both parts; the rows between them move nothing."""
-    edges, rows, outputs = src.numel(), rowptr.shape[0] - 1, weight.shape[0]
-    inputs = (rowptr, src, weight, weight_scale, aggregate_row_scale, bias, row_scale)
-    read = edges * x.shape[1] + sum(t.nbytes for t in inputs if t is not None)
-    own = rows * x.shape[1] if self_weight is not None else 0
-    written = 4 * outputs if out_scale is None else packed_width(outputs, out_bits)
-    return Cost(edges * channels + 2 * rows * channels * outputs, read + own + rows * written)
+    """What the two ops cost without writing and reading the rows between them."""
+    rows = rowptr.shape[0] - 1
+    first = quantized_aggregate_cost(
+        x,
+        scale,
+        zero_point,
+        rowptr,
+        src,
+        channels,
+        reduce=reduce,
+        row_scale=aggregate_row_scale,
+        self_weight=self_weight,
+        out_scale=mid_scale,
+        out_zero_point=mid_zero_point,
+        bits=bits,
+    )
+    second = linear.cost(
+        x.new_empty((rows, channels), dtype=torch.int8),
+        mid_scale,
+        mid_zero_point,
+        weight,
+        weight_scale,
+        channels,
+        bias,
+        None,
+        activation,
+        out_scale,
+        out_zero_point,
+        8,
+        weight_bits,
+        out_bits,
+        row_scale,
+    )
+    # Written and read by the two ops, and the qparams between them, which are read once here.
+    between = 2 * rows * channels + mid_scale.element_size() + mid_zero_point.element_size()
+    return Cost(first.flops + second.flops, first.bytes + second.bytes - between)
 
 
-def samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
-    generator = torch.Generator().manual_seed(7)
+def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
+    generator = torch.Generator().manual_seed(0)
 
-    def codes(bits: int, *shape: int, lowest: int = 0) -> Tensor:
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    def codes(bits: int, *shape: int) -> Tensor:
         low, high = code_range(bits)
-        made = torch.randint(low + lowest, high + 1, shape, generator=generator)
-        return pack(made.to(torch.int8), bits).to(device)
+        values = torch.randint(low, high + 1, shape, generator=generator, dtype=torch.int8)
+        return pack(values, bits).to(device)
 
-    def zero(value: int) -> Tensor:
-        return torch.tensor(value, dtype=torch.int32, device=device)
-
-    def step(value: float) -> Tensor:
-        return torch.tensor(value, device=device)
-
-    for nodes, rowptr, src in sample_graphs():
-        graph = (rowptr.to(device), src.to(device))
-        for inputs, outputs in [(16, 5), (40, 64), (128, 32)]:
-            scales = torch.rand(outputs, generator=generator).to(device) * 0.01 + 0.001
-            rows = torch.rand(nodes, generator=generator).to(device)
-            bias = torch.randn(outputs, generator=generator).to(device)
-            for bits, weight_bits in [(8, 8), (8, 4), (4, 4)]:
-                weight = codes(weight_bits, outputs, inputs, lowest=1)
-                x = codes(bits, nodes, inputs)
-                plain = (x, step(0.05), zero(0), *graph, inputs, step(0.6), zero(0))
-                shifted = (x, step(0.05), zero(-(2 ** (bits - 1))), *graph, inputs)
-                widths = (bits, weight_bits)
-                yield *plain, weight, scales, *(None,) * 3, "none", None, None, *widths
-                yield (*shifted, step(1.0), zero(-128), weight, scales, rows, step(1.5), bias,
-                       "relu", step(0.5), zero(-128), *widths)
-                yield (*plain, weight, scales, rows, None, None, "none", step(0.5), zero(0),
-                       *widths, 8, "mean", rows)
+    graphs = [*sample_graphs(device), sample_large_graph(device)]
+    widths = [(5, 3), (64, 64), (7, 16), (1, 1), (40, 5), (128, 128), (16, 40), (256, 64), (32, 7)]
+    for i, (channels, width) in enumerate(widths * 2):
+        rows, rowptr, src = graphs[i % len(graphs)]
+        num_rows = rowptr.shape[0] - 1
+        bits, weight_bits = (8, 8, 4, 8, 2)[i % 5], (8, 4, 8)[i % 3]
+        out_scale, out_zero_point = sample_qparams(2.1, (0, 5, -2)[i % 3], device)
+        yield arguments(
+            reference,
+            codes(bits, rows, channels),
+            *sample_qparams(0.043, (0, 1, code_range(bits)[i % 2])[i % 3], device),
+            rowptr,
+            src,
+            channels,
+            *sample_qparams(0.11, (0, 4)[i % 2], device),
+            codes(weight_bits, width, channels),
+            rand(width).abs() * 0.05,
+            aggregate_row_scale=rand(num_rows) if i % 3 == 0 else None,
+            self_weight=rand(1)[0] if i % 5 == 1 and rows >= num_rows else None,
+            bias=rand(width) if i % 4 else None,
+            activation="relu" if i % 2 else "none",
+            out_scale=out_scale if i % 4 < 3 else None,
+            out_zero_point=out_zero_point if i % 4 < 3 else None,
+            bits=bits,
+            weight_bits=weight_bits,
+            out_bits=(8, 8, 8, 4, 2)[i % 5],
+            reduce=("sum", "mean", "sum", "max", "min")[(i // 2) % 5],
+            row_scale=rand(num_rows) if i % 3 == 1 else None,
+        )
 
 
 QUANTIZED_AGGREGATE_LINEAR = register(
-    OpDef(
-        "quantized_aggregate_linear",
-        reference,
-        fake,
-        cost,
-        samples,
-        impls=(lazy_impl("blocked", "cpu", "gnnfx.kernels.aggregate_linear_cpu", "blocked"),),
-    )
+    OpDef("quantized_aggregate_linear", reference, fake, cost, samples, impls=())
 )

@@ -1,43 +1,61 @@
-"""Attention over incoming edges: score, softmax and weighted sum in one pass a destination.
+"""Attention over incoming edges without anything of size [E, H, C].
 
-GAT (Velickovic et al., ICLR 2018, eq. 3):  score = leaky_relu(a_src[src] + a_dst[dst])
-GATv2 (Brody et al., ICLR 2022, eq. 7):     score = att . leaky_relu(x_src[src] + x_dst[dst])
+    GAT:    logit[e, h] = leaky_relu(a_src[src[e], h] + a_dst[i, h] [+ a_edge[e, h]])
+    GATv2:  logit[e, h] = sum over c of att[h, c] * leaky_relu(x_src[src[e], h, c] + x_dst[i, h, c])
 
-    y[i] = sum over edges of softmax(score) * x[src]       per head
+    y[i, h] = sum over the edges e into i of softmax(logit)[e, h] * x[src[e], h]
 
-Features are float32 or int8 codes; scores, softmax and sums are float32.
+The softmax is that of `gnnfx.kernels.softmax`.  The quantized forms read int8 codes as
+scale * (q - zero_point) and are otherwise the same, in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
 from gnnfx.ir.op import Cost, OpDef, register
-from gnnfx.kernels.aggregate import edge_rows, reduce_rows, sample_graphs
-from gnnfx.kernels.launch import numba_impl
+from gnnfx.kernels.aggregate import aggregate_reference
+from gnnfx.kernels.csr import (
+    arguments,
+    check_csr,
+    num_bytes,
+    row_of_edge,
+    sample_graphs,
+    sample_large_graph,
+)
+from gnnfx.kernels.quantize import dequantize_reference, sample_qparams
 from gnnfx.kernels.softmax import reference as segment_softmax
 
 
-def _heads(name: str, x: Tensor) -> None:
-    if x.dim() != 3:
-        raise ValueError(f"{name} must be [R, H, C], got {tuple(x.shape)}")
+def _check_rows(name: str, x: Tensor, dtype: torch.dtype) -> None:
+    if x.dtype != dtype or x.dim() != 3:
+        raise ValueError(f"{name} must be {dtype} [rows, H, C], got {x.dtype} {tuple(x.shape)}")
 
 
-def _int8(name: str, x: Tensor) -> None:
-    if x.dtype != torch.int8:
-        raise ValueError(f"{name} must be int8 codes, got {x.dtype}")
+def _check_scores(name: str, scores: Tensor, shape: tuple[int, ...]) -> None:
+    if scores.dtype != torch.float32 or tuple(scores.shape) != shape:
+        got = f"{scores.dtype} {tuple(scores.shape)}"
+        raise ValueError(f"{name} must be float32 {shape}, got {got}")
 
 
-def _floats(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    return (codes.int() - zero_point).float() * scale
-
-
-# attend_gat
+def _check_gat(
+    x: Tensor,
+    a_src: Tensor,
+    a_dst: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    a_edge: Tensor | None,
+) -> None:
+    heads = x.shape[1]
+    check_csr(rowptr, src)
+    _check_scores("a_src", a_src, (x.shape[0], heads))
+    _check_scores("a_dst", a_dst, (rowptr.shape[0] - 1, heads))
+    if a_edge is not None:
+        _check_scores("a_edge", a_edge, (src.shape[0], heads))
 
 
 def attend_gat_reference(
@@ -49,12 +67,13 @@ def attend_gat_reference(
     a_edge: Tensor | None = None,
     negative_slope: float = 0.2,
 ) -> Tensor:
-    """Rows [N, H, C] from x [S, H, C], a_src [S, H], a_dst [N, H] and a_edge [E, H]."""
-    logits = a_src.index_select(0, src) + a_dst.index_select(0, edge_rows(rowptr))
+    """float32 `x` [S, H, C], `a_src` [S, H], `a_dst` [N, H], `a_edge` [E, H]: [N, H, C]."""
+    rows = row_of_edge(rowptr, src.shape[0])
+    logits = a_src.index_select(0, src) + a_dst.index_select(0, rows)
     if a_edge is not None:
         logits = logits + a_edge
     alpha = segment_softmax(leaky_relu(logits, negative_slope), rowptr)
-    return reduce_rows(alpha[:, :, None] * x.index_select(0, src), rowptr, "sum")
+    return aggregate_reference(x, rowptr, src, alpha)
 
 
 def attend_gat_fake(
@@ -66,11 +85,9 @@ def attend_gat_fake(
     a_edge: Tensor | None = None,
     negative_slope: float = 0.2,
 ) -> Tensor:
-    _heads("x", x)
-    for name, scores in (("a_src", a_src), ("a_dst", a_dst)):
-        if scores.dim() != 2 or scores.shape[1] != x.shape[1]:
-            raise ValueError(f"{name} must be [R, {x.shape[1]}], got {tuple(scores.shape)}")
-    return x.new_empty((rowptr.shape[0] - 1, *x.shape[1:]), dtype=torch.float32)
+    _check_rows("x", x, torch.float32)
+    _check_gat(x, a_src, a_dst, rowptr, src, a_edge)
+    return x.new_empty((rowptr.shape[0] - 1, *x.shape[1:]))
 
 
 def attend_gat_cost(
@@ -82,22 +99,12 @@ def attend_gat_cost(
     a_edge: Tensor | None = None,
     negative_slope: float = 0.2,
 ) -> Cost:
-    """A multiply-add an edge and channel, about eight operations an edge and head."""
-    edges, rows, heads, width = src.numel(), rowptr.shape[0] - 1, x.shape[1], x.shape[2]
-    read = edges * heads * (width * x.element_size() + a_src.element_size())
-    inputs = (a_dst, rowptr, src, a_edge)
-    read += sum(t.nbytes for t in inputs if t is not None)
-    return Cost(edges * heads * (2 * width + 8), read + 4 * rows * heads * width)
-
-
-def attend_gat_samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
-    for nodes, graph, heads, width, rand in _sample_shapes(device):
-        x, a_src, a_dst = rand(nodes, heads, width), rand(nodes, heads), rand(nodes, heads)
-        yield x, a_src, a_dst, *graph
-        yield x, a_src, a_dst, *graph, rand(graph[1].numel(), heads), 0.01
-
-
-# quantized_attend_gat
+    """Each edge reads a row of x and its scores: about eight operations a head, two a channel."""
+    edges, (heads, channels) = src.shape[0], x.shape[1:]
+    gathered = edges * heads * (channels * x.element_size() + a_src.element_size())
+    written = 4 * (rowptr.shape[0] - 1) * heads * channels
+    moved = gathered + num_bytes(a_dst, rowptr, src, a_edge) + written
+    return Cost(edges * heads * (8 + 2 * channels), moved)
 
 
 def quantized_attend_gat_reference(
@@ -111,9 +118,9 @@ def quantized_attend_gat_reference(
     a_edge: Tensor | None = None,
     negative_slope: float = 0.2,
 ) -> Tensor:
-    """`attend_gat` on int8 codes x [S, H, C]."""
-    values = _floats(x, scale, zero_point)
-    return attend_gat_reference(values, a_src, a_dst, rowptr, src, a_edge, negative_slope)
+    """As `attend_gat` on q - zero_point of int8 codes `x` [S, H, C], times `scale`."""
+    steps = (x.int() - zero_point).float()
+    return scale * attend_gat_reference(steps, a_src, a_dst, rowptr, src, a_edge, negative_slope)
 
 
 def quantized_attend_gat_fake(
@@ -127,8 +134,9 @@ def quantized_attend_gat_fake(
     a_edge: Tensor | None = None,
     negative_slope: float = 0.2,
 ) -> Tensor:
-    _int8("x", x)
-    return attend_gat_fake(x, a_src, a_dst, rowptr, src, a_edge, negative_slope)
+    _check_rows("x", x, torch.int8)
+    _check_gat(x, a_src, a_dst, rowptr, src, a_edge)
+    return x.new_empty((rowptr.shape[0] - 1, *x.shape[1:]), dtype=torch.float32)
 
 
 def quantized_attend_gat_cost(
@@ -142,16 +150,8 @@ def quantized_attend_gat_cost(
     a_edge: Tensor | None = None,
     negative_slope: float = 0.2,
 ) -> Cost:
+    """As `attend_gat`, with rows of one byte a channel."""
     return attend_gat_cost(x, a_src, a_dst, rowptr, src, a_edge, negative_slope)
-
-
-def quantized_attend_gat_samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
-    for x, *rest in attend_gat_samples(device):
-        yield _codes(x), *_qparams(device, 3), *rest
-        yield _codes(x), *_qparams(device, -128), *rest
-
-
-# attend_gatv2
 
 
 def attend_gatv2_reference(
@@ -162,11 +162,19 @@ def attend_gatv2_reference(
     src: Tensor,
     negative_slope: float = 0.2,
 ) -> Tensor:
-    """Rows [N, H, C] from x_src [S, H, C], x_dst [N, H, C] and att [H, C] or [1, H, C]."""
-    messages = x_src.index_select(0, src)
-    hidden = leaky_relu(messages + x_dst.index_select(0, edge_rows(rowptr)), negative_slope)
-    alpha = segment_softmax((hidden * att.view(1, *att.shape[-2:])).sum(-1), rowptr)
-    return reduce_rows(alpha[:, :, None] * messages, rowptr, "sum")
+    """float32 `x_src` [S, H, C], `x_dst` [N, H, C], `att` [H, C]: [N, H, C]."""
+    rows = row_of_edge(rowptr, src.shape[0])
+    pairs = leaky_relu(x_src.index_select(0, src) + x_dst.index_select(0, rows), negative_slope)
+    alpha = segment_softmax((att * pairs).sum(-1), rowptr)
+    return aggregate_reference(x_src, rowptr, src, alpha)
+
+
+def _check_gatv2(x_src: Tensor, x_dst: Tensor, att: Tensor, rowptr: Tensor, src: Tensor) -> None:
+    check_csr(rowptr, src)
+    _check_scores("att", att, tuple(x_src.shape[1:]))
+    if tuple(x_dst.shape) != (rowptr.shape[0] - 1, *x_src.shape[1:]):
+        want = (rowptr.shape[0] - 1, *x_src.shape[1:])
+        raise ValueError(f"x_dst must be {want}, got {tuple(x_dst.shape)}")
 
 
 def attend_gatv2_fake(
@@ -177,14 +185,10 @@ def attend_gatv2_fake(
     src: Tensor,
     negative_slope: float = 0.2,
 ) -> Tensor:
-    _heads("x_src", x_src)
-    _heads("x_dst", x_dst)
-    if att.shape[-2:] != x_src.shape[1:] or x_dst.shape[1:] != x_src.shape[1:]:
-        raise ValueError(
-            f"x_src, x_dst and att must agree on heads and channels, got {tuple(x_src.shape)}, "
-            f"{tuple(x_dst.shape)} and {tuple(att.shape)}"
-        )
-    return x_src.new_empty((rowptr.shape[0] - 1, *x_src.shape[1:]), dtype=torch.float32)
+    _check_rows("x_src", x_src, torch.float32)
+    _check_rows("x_dst", x_dst, torch.float32)
+    _check_gatv2(x_src, x_dst, att, rowptr, src)
+    return x_src.new_empty((rowptr.shape[0] - 1, *x_src.shape[1:]))
 
 
 def attend_gatv2_cost(
@@ -195,21 +199,12 @@ def attend_gatv2_cost(
     src: Tensor,
     negative_slope: float = 0.2,
 ) -> Cost:
-    """Six operations an edge and channel: add, ReLU, dot product and weighted sum."""
-    edges, rows, width = src.numel(), rowptr.shape[0] - 1, x_src.shape[1] * x_src.shape[2]
-    read = edges * width * x_src.element_size() + x_dst.nbytes
-    read += rowptr.nbytes + src.nbytes + att.nbytes
-    return Cost(6 * edges * width, read + 4 * rows * width)
-
-
-def attend_gatv2_samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
-    for nodes, graph, heads, width, rand in _sample_shapes(device):
-        x_src, x_dst = rand(nodes, heads, width), rand(nodes, heads, width)
-        yield x_src, x_dst, rand(heads, width), *graph
-        yield x_src, x_dst, rand(1, heads, width), *graph, 0.05
-
-
-# quantized_attend_gatv2
+    """Each edge reads a row of x_src once: about six operations a head and six a channel."""
+    edges, (heads, channels) = src.shape[0], x_src.shape[1:]
+    gathered = edges * heads * channels * x_src.element_size()
+    written = 4 * (rowptr.shape[0] - 1) * heads * channels
+    moved = gathered + num_bytes(x_dst, att, rowptr, src) + written
+    return Cost(edges * heads * (6 + 6 * channels), moved)
 
 
 def quantized_attend_gatv2_reference(
@@ -224,10 +219,11 @@ def quantized_attend_gatv2_reference(
     src: Tensor,
     negative_slope: float = 0.2,
 ) -> Tensor:
-    """`attend_gatv2` on int8 codes x_src [S, H, C] and x_dst [N, H, C]."""
-    left = _floats(x_src, scale_src, zero_point_src)
-    right = _floats(x_dst, scale_dst, zero_point_dst)
-    return attend_gatv2_reference(left, right, att, rowptr, src, negative_slope)
+    """As `attend_gatv2` with int8 codes `x_src` [S, H, C] and `x_dst` [N, H, C]."""
+    channels = x_src.shape[-1]
+    source = dequantize_reference(x_src, scale_src, zero_point_src, channels)
+    target = dequantize_reference(x_dst, scale_dst, zero_point_dst, channels)
+    return attend_gatv2_reference(source, target, att, rowptr, src, negative_slope)
 
 
 def quantized_attend_gatv2_fake(
@@ -242,9 +238,10 @@ def quantized_attend_gatv2_fake(
     src: Tensor,
     negative_slope: float = 0.2,
 ) -> Tensor:
-    _int8("x_src", x_src)
-    _int8("x_dst", x_dst)
-    return attend_gatv2_fake(x_src, x_dst, att, rowptr, src, negative_slope)
+    _check_rows("x_src", x_src, torch.int8)
+    _check_rows("x_dst", x_dst, torch.int8)
+    _check_gatv2(x_src, x_dst, att, rowptr, src)
+    return x_src.new_empty((rowptr.shape[0] - 1, *x_src.shape[1:]), dtype=torch.float32)
 
 
 def quantized_attend_gatv2_cost(
@@ -259,76 +256,116 @@ def quantized_attend_gatv2_cost(
     src: Tensor,
     negative_slope: float = 0.2,
 ) -> Cost:
+    """As `attend_gatv2`, with rows of one byte a channel."""
     return attend_gatv2_cost(x_src, x_dst, att, rowptr, src, negative_slope)
 
 
-def quantized_attend_gatv2_samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
-    for x_src, x_dst, *rest in attend_gatv2_samples(device):
-        left, right = _qparams(device, 3), _qparams(device, -128)
-        yield _codes(x_src), *left, _codes(x_dst), *right, *rest
+_SAMPLE_SHAPES = [(1, 5), (8, 8), (4, 16), (1, 1), (3, 7), (1, 40), (2, 32), (4, 64), (1, 128)]
 
 
-def _sample_shapes(device: str) -> Iterator[tuple[int, tuple[Tensor, Tensor], int, int, Any]]:
-    generator = torch.Generator().manual_seed(5)
+def attend_gat_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
+    generator = torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device)
+        return torch.randn(*shape, generator=generator).to(device)
 
-    for nodes, rowptr, src in sample_graphs():
-        for heads, width in [(1, 7), (4, 8), (2, 64), (8, 5)]:
-            yield nodes, (rowptr.to(device), src.to(device)), heads, width, rand
+    graphs = [*sample_graphs(device), sample_large_graph(device)]
+    for i, (heads, channels) in enumerate(_SAMPLE_SHAPES * 2):
+        rows, rowptr, src = graphs[i % len(graphs)]
+        spread = (1, 30)[i % 2]  # far apart, so that most weights underflow
+        yield arguments(
+            attend_gat_reference,
+            rand(rows, heads, channels),
+            rand(rows, heads) * spread,
+            rand(rowptr.shape[0] - 1, heads) * spread,
+            rowptr,
+            src,
+            rand(src.shape[0], heads) if i % 3 == 1 else None,
+            0.2 if i % 4 else 0.01,
+        )
 
 
-def _codes(x: Tensor) -> Tensor:
-    return (x * 40).round().clamp(-128, 127).to(torch.int8)
+def quantized_attend_gat_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    for i, (x, *others) in enumerate(attend_gat_samples(device)):
+        assert isinstance(x, Tensor)
+        codes = torch.randint(-128, 128, x.shape, generator=generator, dtype=torch.int8)
+        yield codes.to(device), *sample_qparams(0.02, (0, 3, -128)[i % 3], device), *others
 
 
-def _qparams(device: str, zero_point: int) -> tuple[Tensor, Tensor]:
-    zero = torch.tensor(zero_point, dtype=torch.int32, device=device)
-    return torch.tensor(0.02, device=device), zero
+def attend_gatv2_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    graphs = [*sample_graphs(device), sample_large_graph(device)]
+    for i, (heads, channels) in enumerate(_SAMPLE_SHAPES * 2):
+        rows, rowptr, src = graphs[i % len(graphs)]
+        yield arguments(
+            attend_gatv2_reference,
+            rand(rows, heads, channels),
+            rand(rowptr.shape[0] - 1, heads, channels),
+            rand(heads, channels) * (0.1, 3)[i % 2],
+            rowptr,
+            src,
+            0.2 if i % 4 else 0.01,
+        )
 
 
-_NUMBA = "gnnfx.kernels.attention_numba"
+def quantized_attend_gatv2_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def codes(like: Tensor) -> Tensor:
+        values = torch.randint(-128, 128, like.shape, generator=generator, dtype=torch.int8)
+        return values.to(device)
+
+    for i, (x_src, x_dst, *others) in enumerate(attend_gatv2_samples(device)):
+        assert isinstance(x_src, Tensor)
+        assert isinstance(x_dst, Tensor)
+        source = codes(x_src), *sample_qparams(0.02, (0, 3, -128)[i % 3], device)
+        yield *source, codes(x_dst), *sample_qparams(0.03, (0, -7)[i % 2], device), *others
+
 
 ATTEND_GAT = register(
     OpDef(
-        "attend_gat",
-        attend_gat_reference,
-        attend_gat_fake,
-        attend_gat_cost,
-        attend_gat_samples,
-        impls=(numba_impl(_NUMBA, "attend_gat"),),
+        name="attend_gat",
+        reference=attend_gat_reference,
+        fake=attend_gat_fake,
+        cost=attend_gat_cost,
+        samples=attend_gat_samples,
+        impls=(),
         differentiable=True,
     )
 )
 QUANTIZED_ATTEND_GAT = register(
     OpDef(
-        "quantized_attend_gat",
-        quantized_attend_gat_reference,
-        quantized_attend_gat_fake,
-        quantized_attend_gat_cost,
-        quantized_attend_gat_samples,
-        impls=(numba_impl(_NUMBA, "quantized_attend_gat"),),
+        name="quantized_attend_gat",
+        reference=quantized_attend_gat_reference,
+        fake=quantized_attend_gat_fake,
+        cost=quantized_attend_gat_cost,
+        samples=quantized_attend_gat_samples,
+        impls=(),
     )
 )
 ATTEND_GATV2 = register(
     OpDef(
-        "attend_gatv2",
-        attend_gatv2_reference,
-        attend_gatv2_fake,
-        attend_gatv2_cost,
-        attend_gatv2_samples,
-        impls=(numba_impl(_NUMBA, "attend_gatv2"),),
+        name="attend_gatv2",
+        reference=attend_gatv2_reference,
+        fake=attend_gatv2_fake,
+        cost=attend_gatv2_cost,
+        samples=attend_gatv2_samples,
+        impls=(),
         differentiable=True,
     )
 )
 QUANTIZED_ATTEND_GATV2 = register(
     OpDef(
-        "quantized_attend_gatv2",
-        quantized_attend_gatv2_reference,
-        quantized_attend_gatv2_fake,
-        quantized_attend_gatv2_cost,
-        quantized_attend_gatv2_samples,
-        impls=(numba_impl(_NUMBA, "quantized_attend_gatv2"),),
+        name="quantized_attend_gatv2",
+        reference=quantized_attend_gatv2_reference,
+        fake=quantized_attend_gatv2_fake,
+        cost=quantized_attend_gatv2_cost,
+        samples=quantized_attend_gatv2_samples,
+        impls=(),
     )
 )

@@ -8,6 +8,7 @@ codes in a byte.  Codes of 4 and 2 bits are packed along channels, lowest bits f
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -133,3 +134,19 @@ def reject_strided(**tensors: Tensor | None) -> str | None:
         if tensor is not None and not tensor.is_contiguous():
             return f"{name} is not contiguous"
     return None
+
+
+def empty_codes(like: Tensor, shape: tuple[int, ...], bits: int) -> Tensor:
+    """Memory for packed codes of `shape` beside `like`."""
+    dtype = torch.int8 if bits == 8 else torch.uint8
+    packed = triton.cdiv(shape[-1] * bits, 8)
+    return torch.empty((*shape[:-1], packed), dtype=dtype, device=like.device)
+
+
+def empty_result(
+    like: Tensor, rows: int, channels: int, out_scale: Tensor | None, out_bits: int
+) -> Tensor:
+    """Memory for what `store_rows` writes: float32 [rows, channels], or its codes."""
+    if out_scale is not None:
+        return empty_codes(like, (rows, channels), out_bits)
+    return torch.empty((rows, channels), dtype=torch.float32, device=like.device)

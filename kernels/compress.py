@@ -41,7 +41,13 @@ def cost(src: Tensor, dst: Tensor, num_dst: int) -> Cost:
 
 def samples(device: str = "cpu") -> Iterator[tuple[Tensor, Tensor, int]]:
     generator = torch.Generator().manual_seed(0)
-    for num_src, num_dst, edges in [(7, 7, 19), (4, 4, 0), (1, 1, 3), (9, 5, 40), (3000, 2000, 9000)]:
+    for num_src, num_dst, edges in [
+        (7, 7, 19),
+        (4, 4, 0),
+        (1, 1, 3),
+        (9, 5, 40),
+        (3000, 2000, 9000),
+    ]:
         src = torch.randint(num_src, (edges,), generator=generator).to(device)
         dst = torch.randint(num_dst, (edges,), generator=generator).to(device)
         yield src, dst, num_dst

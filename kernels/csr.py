@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 REDUCES = ("sum", "mean", "max", "min")
 
@@ -85,7 +86,9 @@ def sort_by_destination(src: Tensor, dst: Tensor, num_dst: int) -> tuple[Tensor,
 def index_dtype(num_edges: int, num_nodes: int) -> torch.dtype:
     """The dtype of `rowptr` and `src`."""
     limit = 2**31 - 1
-    return torch.int64 if num_edges >= limit or num_nodes >= limit else torch.int32
+    # Symbolic sizes take the common form: an edge list of 2**31 edges fills 32 GiB by itself.
+    large = statically_known_true(num_edges >= limit) or statically_known_true(num_nodes >= limit)
+    return torch.int64 if large else torch.int32
 
 
 def arguments(reference: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, ...]:

@@ -1,21 +1,20 @@
-"""quantized_linear: an integer matrix product with the epilogue of the layer it came from.
+"""Linear layer on integer codes: S[i, o] = sum over k of (q_x[i, k] - zero_point) * q_w[o, k].
 
-    acc[i, o] = sum over k of (x[i, k] - zero_point) * weight[o, k]           exact, int32
-    y[i, o]   = act(acc * scale * weight_scale[o] * row_scale[i] + bias[o] + residual[i, o])
+The sum is exact.  It is then multiplied by scale * weight_scale[o] and finished with
+`gnnfx.kernels.epilogue`; the result is float32 or codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnnfx.ir.op import Cost, OpDef, register
-from gnnfx.kernels.aggregate import ACTIVATIONS, check_codes, epilogue, rows_or_codes
-from gnnfx.kernels.launch import lazy_impl
-from gnnfx.kernels.quantize import code_range, pack, packed_width, to_codes, unpack
+from gnnfx.kernels.csr import arguments, num_bytes
+from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_bytes
+from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
 
 
 def reference(
@@ -35,16 +34,25 @@ def reference(
     out_bits: int = 8,
     row_scale: Tensor | None = None,
 ) -> Tensor:
-    """Rows [N, O] of codes x [N, K] and symmetric weight codes [O, K], both packed below 8 bits."""
-    centered = unpack(x, channels, bits).double() - zero_point
-    # Products of 8-bit codes stay below 2**16 and sums far below 2**53: exact in float64.
-    acc = (centered @ unpack(weight, channels, weight_bits).double().T).float()
-    step = scale * weight_scale
-    y = acc * step if row_scale is None else acc * (step * row_scale[:, None])
-    y = epilogue(y, bias, residual, activation)
-    if out_scale is None:
-        return y
-    return pack(to_codes(y, out_scale, out_zero_point, out_bits), out_bits)  # type: ignore[arg-type]
+    """Codes `x` [N, K packed] and `weight` [O, K packed], K = `channels`, `weight_scale` [O].
+
+    Weights are symmetric.  `bias` [O], `residual` [N, O], `row_scale` [N]: [N, O].
+    """
+    # float64 holds every partial sum exactly and, unlike int64, has a matmul on all devices.
+    steps = (unpack(x, channels, bits).int() - zero_point).double()
+    total = (steps @ unpack(weight, channels, weight_bits).double().t()).float()
+    return finish(
+        total,
+        scale * weight_scale,
+        row_scale,
+        None,
+        bias,
+        residual,
+        activation,
+        out_scale,
+        out_zero_point,
+        out_bits,
+    )
 
 
 def fake(
@@ -64,15 +72,25 @@ def fake(
     out_bits: int = 8,
     row_scale: Tensor | None = None,
 ) -> Tensor:
-    check_codes("x", x, channels, bits)
-    check_codes("weight", weight, channels, weight_bits)
-    if weight_scale.shape != weight.shape[:1]:
-        raise ValueError(
-            f"weight_scale must be [{weight.shape[0]}], got {tuple(weight_scale.shape)}"
-        )
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
-    return rows_or_codes(x, x.shape[0], weight.shape[0], out_scale, out_zero_point, out_bits)
+    check_codes(x, channels, bits)
+    check_weight(weight, weight_scale, channels, weight_bits)
+    if x.dim() != 2:
+        raise ValueError(f"x must be codes [N, K], got {tuple(x.shape)}")
+    rows, width = x.shape[0], weight.shape[0]
+    check_epilogue(
+        rows, width, row_scale, bias, residual, activation, out_scale, out_zero_point, out_bits
+    )
+    return empty_result(x, rows, width, out_scale, out_bits)
+
+
+def check_weight(weight: Tensor, weight_scale: Tensor, channels: int, weight_bits: int) -> None:
+    """Raise ValueError unless `weight` is codes [O, channels] with a scale for each output."""
+    check_codes(weight, channels, weight_bits)
+    if weight.dim() != 2:
+        raise ValueError(f"weight must be codes [O, K], got {tuple(weight.shape)}")
+    if weight_scale.dtype != torch.float32 or tuple(weight_scale.shape) != (weight.shape[0],):
+        got = f"{weight_scale.dtype} {tuple(weight_scale.shape)}"
+        raise ValueError(f"weight_scale must be float32 [{weight.shape[0]}], got {got}")
 
 
 def cost(
@@ -92,56 +110,57 @@ def cost(
     out_bits: int = 8,
     row_scale: Tensor | None = None,
 ) -> Cost:
-    """A multiply-add for each row, input and output channel; everything moves once."""
-    rows, outputs = x.shape[0], weight.shape[0]
-    inputs = (x, weight, weight_scale, bias, residual, row_scale)
-    read = sum(t.nbytes for t in inputs if t is not None)
-    written = 4 * outputs if out_scale is None else packed_width(outputs, out_bits)
-    return Cost(2 * rows * channels * outputs, read + rows * written)
+    """A multiply-add per row, input and output; operands are read once."""
+    rows, width = x.shape[0], weight.shape[0]
+    read = num_bytes(x, scale, zero_point, weight, weight_scale, bias, residual, row_scale)
+    read += num_bytes(out_scale, out_zero_point)
+    return Cost(2 * rows * channels * width, read + result_bytes(rows, width, out_scale, out_bits))
 
 
-def samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
-    generator = torch.Generator().manual_seed(6)
+def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
+    generator = torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device)
+        return torch.randn(*shape, generator=generator).to(device)
 
-    def codes(bits: int, *shape: int, lowest: int = 0) -> Tensor:
+    def codes(bits: int, *shape: int) -> Tensor:
         low, high = code_range(bits)
-        made = torch.randint(low + lowest, high + 1, shape, generator=generator)
-        return pack(made.to(torch.int8), bits).to(device)
+        values = torch.randint(low, high + 1, shape, generator=generator, dtype=torch.int8)
+        return pack(values, bits).to(device)
 
-    def zero(value: int) -> Tensor:
-        return torch.tensor(value, dtype=torch.int32, device=device)
+    shapes = [(7, 5, 3), (33, 64, 16), (0, 8, 4), (1, 1, 1), (19, 40, 7), (65, 128, 128)]
+    shapes += [(5, 1433, 16), (300, 256, 40), (12, 2100, 5), (40, 16, 64)]
+    for i, (rows, channels, width) in enumerate(shapes * 2):
+        bits, weight_bits = (8, 8, 4, 8, 2)[i % 5], (8, 4, 8)[i % 3]
+        out_scale, out_zero_point = sample_qparams(1.3, (0, 5, -2)[i % 3], device)
+        yield arguments(
+            reference,
+            codes(bits, rows, channels),
+            *sample_qparams(0.043, (0, 1, code_range(bits)[i % 2])[i % 3], device),
+            codes(weight_bits, width, channels),
+            rand(width).abs() * 0.05,
+            channels,
+            bias=rand(width) if i % 4 else None,
+            residual=rand(rows, width) if i % 4 == 2 else None,
+            activation="relu" if i % 2 else "none",
+            out_scale=out_scale if i % 4 < 3 else None,
+            out_zero_point=out_zero_point if i % 4 < 3 else None,
+            bits=bits,
+            weight_bits=weight_bits,
+            out_bits=(8, 8, 8, 4, 2)[i % 5],
+            row_scale=rand(rows) if i % 3 == 1 else None,
+        )
+    for zero_point in (127, -128):
+        # The greatest sums, beyond what float32 holds exactly.
+        yield arguments(
+            reference,
+            torch.full((3, 2100), -1 - zero_point, dtype=torch.int8, device=device),
+            *sample_qparams(1.0, zero_point, device),
+            torch.full((4, 2100), -128, dtype=torch.int8, device=device)
+            + torch.eye(4, 2100, dtype=torch.int8, device=device),
+            torch.ones(4, device=device),
+            2100,
+        )
 
-    step, out = torch.tensor(0.02, device=device), torch.tensor(0.5, device=device)
-    for rows, inputs, outputs in [(7, 16, 5), (1, 1, 1), (0, 8, 4), (70, 33, 40), (130, 1433, 16)]:
-        scales = rand(outputs).abs() * 0.01 + 0.001
-        bias, residual, row_scale = rand(outputs), rand(rows, outputs), rand(rows)
-        for bits in (8, 4):
-            for weight_bits in (8, 4):
-                weight = codes(weight_bits, outputs, inputs, lowest=1)
-                for zero_point in (0, -(2 ** (bits - 1))):
-                    x = codes(bits, rows, inputs)
-                    head = (x, step, zero(zero_point), weight, scales, inputs)
-                    widths = (bits, weight_bits)
-                    yield *head, None, None, "none", None, None, *widths
-                    yield *head, bias, residual, "relu", None, None, *widths
-                    yield *head, bias, None, "relu", out, zero(-128), *widths
-                    yield *head, None, None, "none", out, zero(0), *widths, 8, row_scale
-                    yield *head, bias, None, "none", out, zero(1), *widths, 4
 
-
-QUANTIZED_LINEAR = register(
-    OpDef(
-        "quantized_linear",
-        reference,
-        fake,
-        cost,
-        samples,
-        impls=(
-            lazy_impl("onednn", "cpu", "gnnfx.kernels.linear_cpu", "onednn"),
-            lazy_impl("exact", "cpu", "gnnfx.kernels.linear_cpu", "exact"),
-        ),
-    )
-)
+QUANTIZED_LINEAR = register(OpDef("quantized_linear", reference, fake, cost, samples, impls=()))

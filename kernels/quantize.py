@@ -256,9 +256,7 @@ CHOOSE_QPARAMS = register(
     )
 )
 QUANTIZE = register(
-    OpDef(
-        "quantize", quantize_reference, quantize_fake, quantize_cost, quantize_samples, impls=()
-    )
+    OpDef("quantize", quantize_reference, quantize_fake, quantize_cost, quantize_samples, impls=())
 )
 DEQUANTIZE = register(
     OpDef(

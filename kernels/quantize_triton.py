@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gnnfx.kernels.codes_triton import (
     EXACT,
+    empty_codes,
     load_codes,
     load_rows,
     reject_strided,
@@ -18,7 +19,6 @@ from gnnfx.kernels.codes_triton import (
     store_rows,
     to_codes,
 )
-from gnnfx.kernels.quantize import code_range, packed_width
 
 _TILE = 1024  # values a program of an elementwise kernel handles
 _RANGE_BLOCK = 2048
@@ -79,12 +79,12 @@ def _dequantize(
 @triton.jit
 def _range(x_ptr, row_scale_ptr, range_ptr, count, row_length, BLOCK: tl.constexpr):
     """min(x, 0) and max(x, 0) of every P-th block of x (f32 [count]) into range (f32 [2, P])."""
-    part, parts = tl.program_id(0), tl.num_programs(0)
+    part, parts = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     low = tl.zeros((BLOCK,), dtype=tl.float32)
     high = tl.zeros((BLOCK,), dtype=tl.float32)
     invalid = tl.zeros((BLOCK,), dtype=tl.int32)
     for block in range(part, tl.cdiv(count, BLOCK), parts):
-        places = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        places = block * BLOCK + tl.arange(0, BLOCK)
         inside = places < count
         y = tl.load(x_ptr + places, mask=inside, other=0.0)
         if row_scale_ptr is not None:
@@ -110,24 +110,24 @@ def _qparams(
     """Scale and zero point of the union of the ranges (f32 [2, P])."""
     QMIN: tl.constexpr = -(1 << (BITS - 1))
     QMAX: tl.constexpr = (1 << (BITS - 1)) - 1
+    STEPS: tl.constexpr = QMAX if SYMMETRIC else QMAX - QMIN
     place = tl.arange(0, BLOCK)
     lows = tl.load(range_ptr + place, mask=place < parts, other=0.0)
     highs = tl.load(range_ptr + parts + place, mask=place < parts, other=0.0)
-    valid = tl.max((lows != lows).to(tl.int32), 0) == 0
+    invalid = tl.max((lows != lows).to(tl.int32), 0)
     low = tl.min(tl.where(lows == lows, lows, 0.0), 0)
     high = tl.max(tl.where(highs == highs, highs, 0.0), 0)
-    if SYMMETRIC:
-        width = tl.math.div_rn(tl.maximum(-low, high), QMAX * 1.0)
-    else:
-        width = tl.math.div_rn(high - low, (QMAX - QMIN) * 1.0)
-    usable = valid & (width > 0.0)
-    scale = tl.where(usable, tl.maximum(width, 2.0**-126), 1.0)
+    width = tl.maximum(high, -low) if SYMMETRIC else high - low
+    usable = (invalid == 0) & (width > 0.0)
+    scale = tl.math.div_rn(width, STEPS * 1.0)
+    scale = tl.where(usable, tl.minimum(tl.maximum(scale, 2.0**-126), 2.0**127), 1.0)
     tl.store(scale_ptr, scale)
     if SYMMETRIC:
         tl.store(zero_point_ptr, 0)
     else:
-        steps = round_half_even(tl.math.div_rn(tl.where(usable, low, 0.0), scale))
-        zero_point = tl.minimum(tl.maximum(QMIN - steps.to(tl.int32), QMIN), QMAX)
+        # Clamped first: the bounds are integers, and an infinite `low` must not be rounded.
+        zero_point = tl.minimum(tl.maximum(QMIN - tl.math.div_rn(low, scale), QMIN), QMAX)
+        zero_point = round_half_even(zero_point).to(tl.int32)
         tl.store(zero_point_ptr, tl.where(usable, zero_point, 0))
 
 
@@ -142,9 +142,7 @@ def reject_quantize(
 def quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
 ) -> Tensor:
-    shape = (*x.shape[:-1], packed_width(x.shape[-1], bits))
-    dtype = torch.int8 if bits == 8 else torch.uint8
-    out = torch.empty(shape, dtype=dtype, device=x.device)
+    out = empty_codes(x, tuple(x.shape), bits)
     _launch_quantize(x, scale, zero_point, bits, row_scale, out, simulate=False)
     return out
 
@@ -238,7 +236,6 @@ def reject_choose_qparams(
 def choose_qparams(
     x: Tensor, bits: int = 8, symmetric: bool = True, row_scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    code_range(bits)
     scale = torch.empty((), dtype=torch.float32, device=x.device)
     zero_point = torch.empty((), dtype=torch.int32, device=x.device)
     count = x.numel()

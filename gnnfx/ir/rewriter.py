@@ -33,13 +33,17 @@ class Rewriter:
         return self._finish_node(node, (like or before).module)
 
     def param(self, before: Instr, name: str, tensor: Tensor, like: Instr | None = None) -> Instr:
-        """A reference to a tensor that the program owns from now on under a free name."""
+        """A reference to a tensor that the program owns from now on under a free name.
+
+        It stands at the top, so that every instruction may use it.
+        """
         unique, count = name, 0
         while unique in self.program.tensors:
             count += 1
             unique = f"{name}_{count}"
         self.program.tensors[unique] = tensor
-        with self.program.graph.inserting_before(before.node):
+        first = next(n for n in self.program.graph.nodes if n.op not in ("placeholder", "get_attr"))
+        with self.program.graph.inserting_before(first):
             node = self.program.graph.get_attr(unique)
         return self._finish_node(node, (like or before).module)
 

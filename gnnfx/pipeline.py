@@ -1,0 +1,56 @@
+"""The order of the passes: the one place to read what happens to a program."""
+
+from __future__ import annotations
+
+from gnnfx.pass_manager import Pass
+from gnnfx.passes.canonicalize import Canonicalize
+from gnnfx.passes.choose_qparams import ChooseQparams
+from gnnfx.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
+from gnnfx.passes.fold_attention_scores import FoldAttentionScores
+from gnnfx.passes.fold_batch_norm import FoldBatchNorm
+from gnnfx.passes.fold_constants import FoldConstants
+from gnnfx.passes.fold_quantization import FoldQuantization
+from gnnfx.passes.fuse_aggregate import FuseAggregate
+from gnnfx.passes.fuse_attention import FuseAttention
+from gnnfx.passes.fuse_epilogue import FuseEpilogue
+from gnnfx.passes.fuse_requantize import FuseRequantize
+from gnnfx.passes.insert_observers import InsertObservers
+from gnnfx.passes.raise_message_passing import RaiseMessagePassing
+from gnnfx.passes.reassociate import Reassociate
+from gnnfx.passes.separate_norm import SeparateNorm
+
+
+def float_passes() -> list[Pass]:
+    """From traced ATen to fused float message passing."""
+    return [
+        Canonicalize(),
+        RaiseMessagePassing(),
+        EliminateCommonSubexpressions(),
+        Canonicalize(),
+        FoldBatchNorm(),
+        FoldAttentionScores(),
+        FoldConstants(),
+        FuseAggregate(),
+        FuseAttention(),
+        EliminateCommonSubexpressions(),
+        FuseEpilogue(),
+        Reassociate(),
+        FuseEpilogue(),
+        FoldConstants(),
+    ]
+
+
+def observe_passes() -> list[Pass]:
+    """From a float program to one whose integer inputs are marked for calibration."""
+    return [SeparateNorm(), EliminateCommonSubexpressions(), InsertObservers()]
+
+
+def quantize_passes() -> list[Pass]:
+    """From a calibrated program to integer execution."""
+    return [
+        ChooseQparams(),
+        EliminateCommonSubexpressions(),
+        FoldQuantization(),
+        FuseEpilogue(),
+        FuseRequantize(),
+    ]
