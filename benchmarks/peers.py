@@ -1,8 +1,8 @@
 """The ways to run one model that are compared: PyTorch Geometric's, DGL's, by hand, gnnfx's.
 
 A peer is made of two functions.  `prepare(edge_index)` turns an edge list into what the peer
-computes on; `call(graph)` is one forward pass.  On a warm graph only `call` is timed, on a new graph
-both.
+computes on; `call(graph)` is one forward pass.  On a warm graph only `call` is timed, on a new
+graph both.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
     python benchmarks/run.py --quick
     python benchmarks/run.py --workloads cora-gcn power-law-169k-gcn --root data --plot
 
-For every workload each peer's output is first compared with eager's; a peer that gives another answer
-is shown as such.  Then all peers run in interleaved rounds, once on a graph they have seen (`warm`)
-and once on a graph that is new in every call (`new`, which includes turning the edge list into what
-the peer computes on).  A ratio is eager's time over the peer's in the same round; its median and
-quartiles over the rounds are reported, so a slow moment of the machine does not favour anyone.
-Peak memory is the growth of the resident set during one call (see `gnnfx.measure.peak_bytes`).
-Times in seconds, memory in bytes.
+For every workload each peer's output is first compared with eager's; a peer that gives another
+answer is shown as such.  Then all peers run in interleaved rounds, once on a graph they have seen
+(`warm`) and once on a graph that is new in every call (`new`, which includes turning the edge list
+into what the peer computes on).  A ratio is eager's time over the peer's in the same round; its
+median and quartiles over the rounds are reported, so a slow moment of the machine does not favour
+anyone.  Peak memory is the growth of the resident set during one call (see
+`gnnfx.measure.peak_bytes`).  Times in seconds, memory in bytes.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from workloads import DEFAULT, NAMES, QUICK, Workload, make
 from gnnfx.demo import DATA_ROOT
 from gnnfx.measure import Spread, interleaved_seconds, new_graphs, peak_bytes, ratios
 
+TABLE_WIDTH = 128
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("gnnfx", "torch", "torch-geometric", "numba", "numpy", "dgl")
 
@@ -159,18 +160,18 @@ class _Fresh:
 def table(work: dict[str, Any], rows: list[Row]) -> Table:
     """One workload as a table."""
     shape = work["shape"]
+    missing = [f"{row.peer}: {row.status}, {row.note}" for row in rows if row.warm is None]
     out = Table(
         title=f"{work['name']}: {shape['nodes']:,} nodes, {shape['edges']:,} edges, "
         f"channels {'-'.join(map(str, shape['channels']))}, {work['rounds']} rounds",
-        caption="ratio: eager's time over the peer's, median (quartiles)",
+        caption="\n".join(["ratio: eager's time over the peer's, median (quartiles)", *missing]),
     )
     out.add_column("peer", no_wrap=True)
-    for column in ("warm ms", "ratio", "new ms", "ratio", "peak MiB", "max diff"):
+    for column in ("warm ms", "ratio", "new ms", "ratio", "peak MiB", "max diff", "same argmax"):
         out.add_column(column, justify="right", no_wrap=True)
-    out.add_column("answer")
+    out.add_column("answer", no_wrap=True)
     for row in rows:
         if row.warm is None or row.new is None:
-            out.add_row(row.peer, *[""] * 6, f"{row.status}: {row.note}")
             continue
         out.add_row(
             row.peer,
@@ -180,6 +181,7 @@ def table(work: dict[str, Any], rows: list[Row]) -> Table:
             _ratio(row.new.ratio),
             f"{row.warm.peak_bytes / 2**20:.1f}",
             f"{row.relative_difference:.1e}",
+            f"{100 * (row.same_argmax or 0):.2f} %",
             row.status,
         )
     return out
@@ -271,7 +273,7 @@ def main() -> None:
     peers = list(dict.fromkeys(["eager", *(options.peers or PEERS)]))
     budget = options.budget or (2.0 if options.quick else 20.0)
 
-    console = Console()
+    console = Console(width=max(Console().width, TABLE_WIDTH))
     result: dict[str, Any] = {"environment": environment(), "workloads": []}
     with Progress(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", total=len(names))

@@ -54,3 +54,6 @@ def quantize_passes() -> list[Pass]:
         FuseEpilogue(),
         FuseRequantize(),
     ]
+
+
+FLOAT_FACTS = frozenset({"canonical", "raised", "csr"})

@@ -36,8 +36,8 @@ def own_structure(owner: StructureOwner) -> int:
 
 
 def _run(tensors: list[Tensor], sizes: list[int], handle: int) -> list[Tensor]:
-    # Outputs of an op must not be its inputs, nor tensors that an earlier call returned.
-    return [t.view(t.shape) for t in _OWNERS[handle].lookup_structure(tensors, sizes)]
+    # Compiled code may write into the outputs of an op once it has used them: hand out copies.
+    return [t.clone() for t in _OWNERS[handle].lookup_structure(tensors, sizes)]
 
 
 def _fake(tensors: list[Tensor], sizes: list[Any], handle: int) -> list[Tensor]:

@@ -38,6 +38,7 @@ class FuseAttention(Pass):
                 continue
             match _match(aggregate, weight.arg):
                 case (op, args):
+                    args = [_matrix(rewriter, aggregate, a) if is_param(a) else a for a in args]
                     rewriter.replace(aggregate, rewriter.insert(aggregate, op, *args))
                 case str(reason):
                     ctx.missed(aggregate, reason)
@@ -93,6 +94,12 @@ def _gatv2(aggregate: Instr, logits: Instr) -> Fused | str:
         return "the score has other terms than x_src[src] + x_dst[dst]"
     slope = hidden.args["negative_slope"]
     return "attend_gatv2", (x, x_dst, att, rowptr, src, slope)
+
+
+def _matrix(rewriter: Rewriter, before: Instr, attention: Instr) -> Instr:
+    """The attention vector as [H, C], which models keep as [1, H, C]."""
+    shape = list(attention.shape[-2:])
+    return rewriter.insert(before, "aten.view.default", attention, shape)
 
 
 def _terms(value: Instr) -> list[Instr]:

@@ -1,0 +1,135 @@
+"""`gnnfx.optimize`: the whole road from a model to the module that replaces it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import gnnfx.kernels  # noqa: F401  (registers every op)
+from gnnfx.backend.module import OptimizedModule
+from gnnfx.calibrate import calibrate
+from gnnfx.errors import CalibrationError, MismatchError, PolicyError
+from gnnfx.frontend.example import CHECK_SIZES, TRACE_SIZES, resize
+from gnnfx.frontend.signature import flatten, unflatten
+from gnnfx.frontend.trace import Traced, trace
+from gnnfx.ir.program import Program
+from gnnfx.pass_manager import PassContext, PassManager
+from gnnfx.pipeline import FLOAT_FACTS, float_passes, observe_passes, quantize_passes
+from gnnfx.policy import Policy, as_policy
+from gnnfx.report import Report
+
+# Sums are reordered, never rounded more coarsely: float32 noise on outputs of order 1.
+_TOLERANCE = 1e-4
+
+
+def optimize(
+    model: nn.Module,
+    policy: str | Policy = "int8",
+    example_inputs: tuple[Any, ...] | None = None,
+    *,
+    example_kwargs: dict[str, Any] | None = None,
+    calibration: Iterable[Any] | None = None,
+) -> OptimizedModule:
+    """A module that does what `model` does in eval mode, in less time and memory.
+
+    model: any module that does message passing; it is not modified.
+    policy: 'fp32' (same answers), 'int8', 'int4' (4-bit weights, 8-bit activations), or a Policy.
+    example_inputs, example_kwargs: one example of each argument you will pass; graphs of other
+        sizes work too.  Without them they are made from forward's signature where possible.
+    calibration: argument tuples (or dicts) whose value ranges fix the activation scales.
+        Without it, scales are computed from the values of each call.
+
+    Raises InputError, PolicyError, CalibrationError or TraceError for what the caller can mend,
+    MismatchError if the program does not compute what the model computes.
+    """
+    chosen = as_policy(policy)
+    ctx = PassContext(chosen)
+    args = None if example_inputs is None else _as_tuple(example_inputs)
+    traced = trace(model, args, example_kwargs)
+    program = PassManager(float_passes()).run(traced.program, ctx)
+    for sizes in (TRACE_SIZES, CHECK_SIZES):
+        _verify_outputs(model, traced, program, resize(flatten(traced.example), sizes))
+    if chosen.quantize is not None:
+        program = _quantize(program, ctx, traced, calibration)
+    before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    name = policy if isinstance(policy, str) else "custom"
+    return OptimizedModule(traced, program, Report.of(name, before, program, ctx.remarks))
+
+
+def _as_tuple(example_inputs: Any) -> tuple[Any, ...]:
+    return tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+
+
+def _quantize(
+    program: Program, ctx: PassContext, traced: Traced, calibration: Iterable[Any] | None
+) -> Program:
+    assert ctx.policy.quantize is not None
+    program = PassManager(observe_passes(), FLOAT_FACTS).run(program, ctx)
+    if not any(program.find("observe")):
+        reasons = "; ".join(f"{r.module or r.instr}: {r.text}" for r in ctx.remarks if not r.done)
+        raise PolicyError(f"the policy would quantize nothing in this model: {reasons}")
+    if calibration is not None:
+        samples = (_leaves(traced, sample, n) for n, sample in enumerate(_listed(calibration)))
+        ctx.ranges = calibrate(program, samples, ctx.policy.quantize)
+    return PassManager(quantize_passes(), FLOAT_FACTS | {"observed"}).run(program, ctx)
+
+
+def _listed(calibration: Any) -> Iterable[Any]:
+    if isinstance(calibration, (Tensor, dict)) or not isinstance(calibration, Iterable):
+        raise CalibrationError(
+            f"calibration must be an iterable of argument tuples, got {type(calibration).__name__}"
+        )
+    return calibration
+
+
+def _leaves(traced: Traced, sample: Any, number: int) -> tuple[Any, ...]:
+    """The program's inputs of one calibration sample."""
+    if not isinstance(sample, (tuple, list, dict)):
+        raise CalibrationError(
+            f"calibration[{number}] must be a tuple of forward arguments, "
+            f"got {type(sample).__name__}"
+        )
+    args, kwargs = ((), sample) if isinstance(sample, dict) else (tuple(sample), {})
+    given = flatten(traced.signature.bind(args, kwargs))
+    missing = [name for name in traced.leaves if name not in given]
+    if missing:
+        raise CalibrationError(f"calibration[{number}] lacks the arguments {missing}")
+    for name in traced.leaves:
+        value = given[name]
+        if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+            raise CalibrationError(
+                f"calibration[{number}]: argument {name!r} holds NaN or Inf; "
+                f"expected finite values"
+            )
+    return tuple(given[name] for name in traced.leaves)
+
+
+def _verify_outputs(
+    model: nn.Module, traced: Traced, program: Program, leaves: dict[str, Any]
+) -> None:
+    """Compare the program with the model on one small graph."""
+    inputs = unflatten(traced.example, leaves)
+    eager = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        positional = [v for n, v in inputs.items() if n.startswith("args")]
+        named = {n: v for n, v in inputs.items() if not n.startswith("args")}
+        expected = pytree.tree_leaves(eager(*positional, **named))
+        got = program.run(*(leaves[name] for name in traced.leaves))
+    for number, (want, have) in enumerate(zip(expected, got, strict=True)):
+        if not isinstance(want, Tensor):
+            continue
+        scale = max(float(want.abs().max()) if want.numel() else 0.0, 1e-6)
+        gap = (want - have).abs() if want.shape == have.shape else None
+        worst = float("inf") if gap is None else float(gap.nan_to_num().max()) if gap.numel() else 0
+        if worst > _TOLERANCE * scale:
+            source = program.results[number]
+            raise MismatchError(
+                f"output {number} of {type(model).__name__} differs by {worst:.3g} from the model "
+                f"(scale {scale:.3g}) after optimization, at {source.name} of module "
+                f"{source.module or '(top)'!r}; this is a fault of gnnfx, please report it"
+            )

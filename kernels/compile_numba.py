@@ -1,0 +1,30 @@
+"""Compile kernels once per machine: machine code is kept on disk beside the source."""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from numba import cfunc
+from numba.core import types
+
+from gnnfx.kernels.threads import Kernel
+
+_SIGNATURE = types.void(types.CPointer(types.int64))
+LANES = (128, 64, 32, 16, 8, 4, 2, 1)
+
+
+@functools.cache
+def compiled(make: Callable[..., Any], *constants: Any) -> Kernel:
+    """The kernel that `make(*constants)` defines, loaded or compiled on first use."""
+    function = make(*constants)
+    kernel: Kernel = cfunc(_SIGNATURE, cache=True, error_model="numpy")(function).ctypes
+    return kernel
+
+
+def choose_lanes(channels: int, most: int = 128) -> int:
+    """The widest block of channels; a last, overlapping block takes what it leaves."""
+    return next(lanes for lanes in LANES if lanes <= min(channels, most))

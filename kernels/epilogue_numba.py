@@ -1,0 +1,88 @@
+"""`gnnfx.kernels.epilogue` on a block of channels held in registers.
+
+Every kernel with an epilogue finds its operands in the same places of its argument block; an
+address of 0 stands for an operand that is not there.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from torch import Tensor
+
+from gnnfx.kernels.quantize import code_range
+from gnnfx.kernels.threads import address
+from gnnfx.kernels.vectors_numba import (
+    clamp,
+    load_f32_like,
+    narrow_i8,
+    read_f32,
+    read_i32,
+    relu,
+    round_even,
+    splat_f32_like,
+    store,
+    truncate_i32,
+    zero_for_nan,
+)
+
+PIECES, ROWS, CHANNELS, OUT = 1, 2, 3, 4
+ROW_SCALE, BIAS, RESIDUAL, RELU = 5, 6, 7, 8
+OUT_SCALE, OUT_ZERO_POINT, OUT_LOW, OUT_HIGH = 9, 10, 11, 12
+FIRST_FREE = 13
+
+
+def epilogue_arguments(
+    num_rows: int,
+    channels: int,
+    out: Tensor,
+    row_scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_bits: int = 8,
+) -> list[int]:
+    """Places ROWS to OUT_HIGH of the argument block."""
+    return [
+        num_rows,
+        channels,
+        address(out),
+        address(row_scale),
+        address(bias),
+        address(residual),
+        activation == "relu",
+        address(out_scale),
+        address(out_zero_point),
+        *code_range(out_bits),
+    ]
+
+
+@njit(forceinline=True)
+def to_codes(y, scale, zero_point, low, high):
+    """int8 codes of a float vector; the qparams are scalars."""
+    steps = zero_for_nan(round_even(y / splat_f32_like(scale, y)))
+    steps = steps + splat_f32_like(np.float32(zero_point), y)
+    least, most = splat_f32_like(np.float32(low), y), splat_f32_like(np.float32(high), y)
+    return narrow_i8(truncate_i32(clamp(steps, least, most)))
+
+
+@njit(forceinline=True)
+def finish(y, a, row, channel):
+    """Add bias and residual, activate, and store y as floats or int8 codes."""
+    place = row * a[CHANNELS] + channel
+    if a[BIAS] != 0:
+        y = y + load_f32_like(a[BIAS] + 4 * channel, y)
+    if a[RESIDUAL] != 0:
+        y = y + load_f32_like(a[RESIDUAL] + 4 * place, y)
+    if a[RELU] != 0:
+        y = relu(y)
+    if a[OUT_SCALE] == 0:
+        store(a[OUT] + 4 * place, y)
+    else:
+        scale, zero_point = read_f32(a[OUT_SCALE]), read_i32(a[OUT_ZERO_POINT])
+        store(a[OUT] + place, to_codes(y, scale, zero_point, a[OUT_LOW], a[OUT_HIGH]))

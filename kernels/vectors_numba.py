@@ -1,0 +1,339 @@
+"""Vectors in Numba code: `Vector` values and the functions on them.
+
+Numba vectorizes a loop only as far as LLVM recognizes it, which misses sums of int8 in int16
+lanes held in registers.  Here a value is an LLVM vector of a fixed number of lanes, which LLVM
+maps to whatever registers the CPU has, so no function depends on an instruction set.
+
+Addresses are int64.  `lanes` must be a constant: a literal or a variable of an enclosing function.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import operator
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_F32 = ir.FloatType()
+_ELEMENTS = {"i1": ir.IntType(1), "i8": _I8, "i16": _I16, "i32": _I32, "f32": _F32}
+_SCALARS = {
+    "i8": (types.int8, _I8),
+    "u8": (types.uint8, _I8),
+    "i32": (types.int32, _I32),
+    "i64": (types.int64, _I64),
+    "f32": (types.float32, _F32),
+}
+
+
+class Vector(types.Type):
+    """A number of lanes of one element type: i1, i8, i16, i32 or f32."""
+
+    def __init__(self, element: str, lanes: int) -> None:
+        self.element = element
+        self.lanes = lanes
+        super().__init__(name=f"Vector({element}, {lanes})")
+
+    @property
+    def llvm(self):
+        return ir.VectorType(_ELEMENTS[self.element], self.lanes)
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector) -> None:
+        super().__init__(manager, vector, vector.llvm)
+
+
+def _pointer(builder, address, pointee):
+    return builder.inttoptr(address, ir.PointerType(pointee))
+
+
+def _splat(builder, value, lanes):
+    vector = ir.VectorType(value.type, lanes)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
+    mask = ir.Constant(ir.VectorType(_I32, lanes), None)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), mask)
+
+
+# Arithmetic on vectors of one type.
+
+_INTEGER = {operator.add: "add", operator.sub: "sub", operator.mul: "mul"}
+_FLOAT = {
+    operator.add: "fadd",
+    operator.sub: "fsub",
+    operator.mul: "fmul",
+    operator.truediv: "fdiv",
+}
+
+
+def _register_operator(op) -> None:
+    class VectorOperator(AbstractTemplate):
+        def generic(self, args, kws):
+            left, right = args
+            if isinstance(left, Vector) and left == right:
+                return signature(left, left, right)
+            return None
+
+    infer_global(op)(VectorOperator)
+
+    @lower_builtin(op, Vector, Vector)
+    def lower(context, builder, sig, args):
+        method = _FLOAT[op] if sig.return_type.element == "f32" else _INTEGER[op]
+        return getattr(builder, method)(*args)
+
+
+for _op in _FLOAT:
+    _register_operator(_op)
+
+
+# Memory.
+
+
+def _make_load(element):
+    @intrinsic(prefer_literal=True)
+    def load(typingctx, address, lanes):
+        """The vector at an address, which need not be aligned."""
+        if not isinstance(lanes, types.IntegerLiteral):
+            return None
+        vector = Vector(element, lanes.literal_value)
+
+        def codegen(context, builder, sig, args):
+            return builder.load(_pointer(builder, args[0], vector.llvm), align=1, typ=vector.llvm)
+
+        return vector(types.int64, lanes), codegen
+
+    return load
+
+
+load_i8 = _make_load("i8")
+load_f32 = _make_load("f32")
+
+
+@intrinsic
+def load_f32_like(typingctx, address, like):
+    """As many floats from an address as `like` has lanes."""
+    vector = Vector("f32", like.lanes)
+
+    def codegen(context, builder, sig, args):
+        return builder.load(_pointer(builder, args[0], vector.llvm), align=1, typ=vector.llvm)
+
+    return vector(types.int64, like), codegen
+
+
+@intrinsic
+def store(typingctx, address, value):
+    """Write a vector to an address, which need not be aligned."""
+
+    def codegen(context, builder, sig, args):
+        builder.store(args[1], _pointer(builder, args[0], value.llvm), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), codegen
+
+
+def _make_read(scalar):
+    numba_type, llvm_type = _SCALARS[scalar]
+
+    @intrinsic
+    def read(typingctx, address):
+        """The scalar at an address."""
+
+        def codegen(context, builder, sig, args):
+            return builder.load(_pointer(builder, args[0], llvm_type), typ=llvm_type)
+
+        return numba_type(types.int64), codegen
+
+    return read
+
+
+def _make_write(scalar):
+    numba_type, llvm_type = _SCALARS[scalar]
+
+    @intrinsic
+    def write(typingctx, address, value):
+        """Store a scalar at an address."""
+
+        def codegen(context, builder, sig, args):
+            builder.store(args[1], _pointer(builder, args[0], llvm_type))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, numba_type), codegen
+
+    return write
+
+
+read_i8, read_u8, read_i32, read_i64, read_f32 = map(_make_read, ("i8", "u8", "i32", "i64", "f32"))
+write_u8, write_i32, write_i64, write_f32 = map(_make_write, ("u8", "i32", "i64", "f32"))
+
+
+@intrinsic(prefer_literal=True)
+def prefetch(typingctx, address, num_bytes):
+    """Start loading the cache lines of so many bytes."""
+    if not isinstance(num_bytes, types.IntegerLiteral):
+        return None
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(_I8), _I32, _I32, _I32])
+        function = builder.module.declare_intrinsic("llvm.prefetch.p0", (), kind)
+        for offset in range(0, max(num_bytes.literal_value, 1), 64):
+            line = builder.add(args[0], _I64(offset))
+            builder.call(function, [_pointer(builder, line, _I8), _I32(0), _I32(3), _I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, num_bytes), codegen
+
+
+@intrinsic
+def take_piece(typingctx, args):
+    """The number of the next piece of work: `args[0]++`, once for all threads."""
+
+    def codegen(context, builder, sig, values):
+        return builder.atomic_rmw("add", values[0], _I64(1), "monotonic")
+
+    return types.int64(types.CPointer(types.int64)), codegen
+
+
+# Making and converting vectors.
+
+
+def _make_splat(element):
+    numba_type = _SCALARS[element][0] if element in _SCALARS else types.int16
+
+    @intrinsic(prefer_literal=True)
+    def splat(typingctx, value, lanes):
+        """A vector with `value` in every lane."""
+        if not isinstance(lanes, types.IntegerLiteral):
+            return None
+        vector = Vector(element, lanes.literal_value)
+
+        def codegen(context, builder, sig, args):
+            return _splat(builder, args[0], vector.lanes)
+
+        return vector(numba_type, lanes), codegen
+
+    return splat
+
+
+splat_i8, splat_i16, splat_i32, splat_f32 = map(_make_splat, ("i8", "i16", "i32", "f32"))
+
+
+@intrinsic
+def splat_f32_like(typingctx, value, like):
+    """A float vector with `value` in every one of the lanes of `like`."""
+    vector = Vector("f32", like.lanes)
+
+    def codegen(context, builder, sig, args):
+        return _splat(builder, args[0], vector.lanes)
+
+    return vector(types.float32, like), codegen
+
+
+def _make_convert(element, method):
+    @intrinsic
+    def convert(typingctx, value):
+        """The same numbers in lanes of another type."""
+        vector = Vector(element, value.lanes)
+
+        def codegen(context, builder, sig, args):
+            if value.element == element:
+                return args[0]
+            return getattr(builder, method)(args[0], vector.llvm)
+
+        return vector(value), codegen
+
+    return convert
+
+
+widen_i16 = _make_convert("i16", "sext")
+widen_i32 = _make_convert("i32", "sext")
+narrow_i8 = _make_convert("i8", "trunc")
+to_f32 = _make_convert("f32", "sitofp")
+truncate_i32 = _make_convert("i32", "fptosi")
+
+
+# Choosing lane by lane.
+
+
+def _make_extreme(predicate, float_function):
+    @intrinsic
+    def extreme(typingctx, left, right):
+        """The greater or lesser of each pair; NaN if either is NaN."""
+
+        def codegen(context, builder, sig, args):
+            if left.element == "f32":
+                kind = ir.FunctionType(left.llvm, [left.llvm] * 2)
+                name = f"{float_function}.v{left.lanes}f32"
+                return builder.call(builder.module.declare_intrinsic(name, (), kind), args)
+            return builder.select(builder.icmp_signed(predicate, *args), *args)
+
+        return left(left, right), codegen
+
+    return extreme
+
+
+greater = _make_extreme(">", "llvm.maximum")
+lesser = _make_extreme("<", "llvm.minimum")
+
+
+@intrinsic
+def clamp(typingctx, value, low, high):
+    """Numbers (not NaN) limited to low..high."""
+
+    def codegen(context, builder, sig, args):
+        number, least, most = args
+        number = builder.select(builder.fcmp_ordered("<", number, least), least, number)
+        return builder.select(builder.fcmp_ordered(">", number, most), most, number)
+
+    return value(value, low, high), codegen
+
+
+@intrinsic
+def relu(typingctx, value):
+    """max(value, 0); NaN stays."""
+
+    def codegen(context, builder, sig, args):
+        zero = ir.Constant(value.llvm, None)
+        return builder.select(builder.fcmp_ordered("<", args[0], zero), zero, args[0])
+
+    return value(value), codegen
+
+
+@intrinsic
+def leaky_relu(typingctx, value, slope):
+    """value where it is positive, else value * slope."""
+
+    def codegen(context, builder, sig, args):
+        zero = ir.Constant(value.llvm, None)
+        positive = builder.fcmp_ordered(">", args[0], zero)
+        return builder.select(positive, args[0], builder.fmul(*args))
+
+    return value(value, slope), codegen
+
+
+@intrinsic
+def zero_for_nan(typingctx, value):
+    """value, with 0 for NaN."""
+
+    def codegen(context, builder, sig, args):
+        number = builder.fcmp_ordered("==", args[0], args[0])
+        return builder.select(number, args[0], ir.Constant(value.llvm, None))
+
+    return value(value), codegen
+
+
+@intrinsic
+def round_even(typingctx, value):
+    """The nearest integers, half to even."""
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(value.llvm, [value.llvm])
+        name = f"llvm.rint.v{value.lanes}f32"
+        return builder.call(builder.module.declare_intrinsic(name, (), kind), args)
+
+    return value(value), codegen
