@@ -24,6 +24,7 @@ from gnnfx.kernels.csr import (
     sample_large_graph,
 )
 from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_bytes
+from gnnfx.kernels.launch import triton_impl
 from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
 
 _TORCH_REDUCE = {"max": "amax", "min": "amin"}
@@ -347,7 +348,7 @@ AGGREGATE = register(
         fake=aggregate_fake,
         cost=aggregate_cost,
         samples=aggregate_samples,
-        impls=(),
+        impls=(triton_impl("gnnfx.kernels.aggregate_triton", "aggregate"),),
         differentiable=True,
     )
 )
@@ -358,6 +359,6 @@ QUANTIZED_AGGREGATE = register(
         fake=quantized_aggregate_fake,
         cost=quantized_aggregate_cost,
         samples=quantized_aggregate_samples,
-        impls=(),
+        impls=(triton_impl("gnnfx.kernels.aggregate_triton", "quantized_aggregate"),),
     )
 )

@@ -22,6 +22,7 @@ from gnnfx.kernels.aggregate import (
     quantized_aggregate_reference,
 )
 from gnnfx.kernels.csr import arguments, sample_graphs, sample_large_graph
+from gnnfx.kernels.launch import triton_impl
 from gnnfx.kernels.quantize import code_range, pack, sample_qparams
 
 
@@ -242,5 +243,12 @@ def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
 
 
 QUANTIZED_AGGREGATE_LINEAR = register(
-    OpDef("quantized_aggregate_linear", reference, fake, cost, samples, impls=())
+    OpDef(
+        "quantized_aggregate_linear",
+        reference,
+        fake,
+        cost,
+        samples,
+        impls=(triton_impl("gnnfx.kernels.aggregate_linear_triton", "quantized_aggregate_linear"),),
+    )
 )

@@ -69,11 +69,14 @@ def _quantized_aggregate_linear(
     row_mask = rows < num_rows
     outs = tl.arange(0, BLOCK_N).to(tl.int64)
     out_mask = outs < num_outs
+    # Edges are counted from the first one of the tile.
+    first_edge = tl.load(rowptr_ptr + top)
+    src_ptr += first_edge
     starts = tl.load(rowptr_ptr + rows, mask=row_mask, other=0)
     ends = tl.load(rowptr_ptr + rows + 1, mask=row_mask, other=0)
-    first_edge = tl.load(rowptr_ptr + top)
-    last_edge = tl.load(rowptr_ptr + tl.minimum(top + BLOCK_M, num_rows))
     degree = (ends - starts)[:, None].to(tl.int32)
+    starts, ends = (starts - first_edge).to(tl.int32), (ends - first_edge).to(tl.int32)
+    num_edges = tl.max(ends, axis=0)
     scale, zero_point = tl.load(scale_ptr), tl.load(zero_point_ptr)
     mid_scale, mid_zero_point = tl.load(mid_scale_ptr), tl.load(mid_zero_point_ptr)
     multiplier = scale
@@ -83,9 +86,9 @@ def _quantized_aggregate_linear(
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
     for k in range(0, channels, BLOCK_K):
         total = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.int32)
-        for edge in range(first_edge, last_edge, BLOCK_E):
+        for edge in range(0, num_edges, BLOCK_E):
             edges = edge + tl.arange(0, BLOCK_E)
-            live = edges < last_edge
+            live = edges < num_edges
             sources = tl.load(src_ptr + edges, mask=live, other=0).to(tl.int64)
             codes = load_codes(x_ptr, sources, live, k, channels, BITS, BLOCK_K)
             member = (edges[None, :] >= starts[:, None]) & (edges[None, :] < ends[:, None])

@@ -18,6 +18,7 @@ from gnnfx.kernels.codes_triton import (
     add_bias,
     empty_result,
     load_codes,
+    load_row_bounds,
     load_rows,
     reject_strided,
     store_rows,
@@ -49,7 +50,7 @@ def _aggregate(
     """y (f32 [N, C]) from x (f32 [S, C]); weight is [E, heads], C = heads * head_channels."""
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * BLOCK_C
-    start, end = tl.load(rowptr_ptr + row), tl.load(rowptr_ptr + row + 1)
+    start, end = load_row_bounds(rowptr_ptr, row)
     cols = first + tl.arange(0, BLOCK_C)
     if REDUCE == "max":
         EMPTY: tl.constexpr = float("-inf")
@@ -64,7 +65,7 @@ def _aggregate(
         sources = tl.load(src_ptr + edges, mask=live, other=0).to(tl.int64)
         values = load_rows(x_ptr, sources, live, first, channels, BLOCK_C)  # [BLOCK_E, BLOCK_C]
         if weight_ptr is not None:
-            places = edges.to(tl.int64)[:, None] * heads + (cols // head_channels)[None, :]
+            places = edges[:, None] * heads + (cols // head_channels)[None, :]
             inside = live[:, None] & (cols < channels)[None, :]
             values *= tl.load(weight_ptr + places, mask=inside, other=0.0)
         if REDUCE == "max":
@@ -130,7 +131,7 @@ def _quantized_aggregate(
     """
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * BLOCK_C
-    start, end = tl.load(rowptr_ptr + row), tl.load(rowptr_ptr + row + 1)
+    start, end = load_row_bounds(rowptr_ptr, row)
     scale, zero_point = tl.load(scale_ptr), tl.load(zero_point_ptr)
     degree = end - start
     if REDUCE == "max" or REDUCE == "min":
@@ -150,7 +151,7 @@ def _quantized_aggregate(
         y = tl.where(degree > 0, total - zero_point, 0).to(tl.float32)
     else:
         total = tl.zeros((1, BLOCK_C), dtype=tl.int64)
-        weights_total = degree.to(tl.int64)
+        weights_total = degree
         if weight_ptr is not None:
             weights_total = weights_total * 0
         for chunk in range(start, end, _CHUNK):

@@ -27,6 +27,7 @@ from gnnfx.kernels.csr import (
     sample_graphs,
     sample_large_graph,
 )
+from gnnfx.kernels.launch import triton_impl
 from gnnfx.kernels.quantize import dequantize_reference, sample_qparams
 from gnnfx.kernels.softmax import reference as segment_softmax
 
@@ -334,7 +335,7 @@ ATTEND_GAT = register(
         fake=attend_gat_fake,
         cost=attend_gat_cost,
         samples=attend_gat_samples,
-        impls=(),
+        impls=(triton_impl("gnnfx.kernels.attention_triton", "attend_gat"),),
         differentiable=True,
     )
 )
@@ -345,7 +346,7 @@ QUANTIZED_ATTEND_GAT = register(
         fake=quantized_attend_gat_fake,
         cost=quantized_attend_gat_cost,
         samples=quantized_attend_gat_samples,
-        impls=(),
+        impls=(triton_impl("gnnfx.kernels.attention_triton", "quantized_attend_gat"),),
     )
 )
 ATTEND_GATV2 = register(
@@ -355,7 +356,7 @@ ATTEND_GATV2 = register(
         fake=attend_gatv2_fake,
         cost=attend_gatv2_cost,
         samples=attend_gatv2_samples,
-        impls=(),
+        impls=(triton_impl("gnnfx.kernels.attention_triton", "attend_gatv2"),),
         differentiable=True,
     )
 )
@@ -366,6 +367,6 @@ QUANTIZED_ATTEND_GATV2 = register(
         fake=quantized_attend_gatv2_fake,
         cost=quantized_attend_gatv2_cost,
         samples=quantized_attend_gatv2_samples,
-        impls=(),
+        impls=(triton_impl("gnnfx.kernels.attention_triton", "quantized_attend_gatv2"),),
     )
 )

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gnnfx.kernels.codes_triton import EXACT, reject_strided
+from gnnfx.kernels.codes_triton import EXACT, load_row_bounds, reject_strided
 
 _TILE = 2048  # values of x that a program holds at once
 _WIDEST = 4096  # channels of a head
@@ -46,7 +46,7 @@ def _gat_logits(a_src_ptr, a_dst, a_edge_ptr, edges, sources, live, heads, num_h
     places = sources[:, None] * num_heads + heads[None, :]
     logits = tl.load(a_src_ptr + places, mask=mask, other=0.0) + a_dst
     if a_edge_ptr is not None:
-        places = edges.to(tl.int64)[:, None] * num_heads + heads[None, :]
+        places = edges[:, None] * num_heads + heads[None, :]
         logits += tl.load(a_edge_ptr + places, mask=mask, other=0.0)
     return tl.where(live[:, None], _leaky_relu(logits, slope), -float("inf"))
 
@@ -73,7 +73,7 @@ def _attend_gat(
     row = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     cols = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
-    start, end = tl.load(rowptr_ptr + row), tl.load(rowptr_ptr + row + 1)
+    start, end = load_row_bounds(rowptr_ptr, row)
     a_dst = tl.load(a_dst_ptr + row * num_heads + heads, mask=heads < num_heads, other=0.0)[None, :]
     highest = tl.full((BLOCK_E, BLOCK_H), -float("inf"), dtype=tl.float32)
     for edge in range(start, end, BLOCK_E):
@@ -128,7 +128,7 @@ def _attend_gatv2(
     rows = row + tl.zeros((1,), dtype=tl.int64)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     cols = tl.arange(0, BLOCK_C)
-    start, end = tl.load(rowptr_ptr + row), tl.load(rowptr_ptr + row + 1)
+    start, end = load_row_bounds(rowptr_ptr, row)
     inside = (heads < num_heads)[:, None] & (cols < channels)[None, :]
     att_places = heads[:, None] * channels + cols[None, :]
     att = tl.load(att_ptr + att_places, mask=inside, other=0.0)[None, :, :]

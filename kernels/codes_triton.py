@@ -84,6 +84,13 @@ def load_rows(x_ptr, rows, row_mask, first, channels, COLS: tl.constexpr):
 
 
 @triton.jit
+def load_row_bounds(rowptr_ptr, row):
+    """First edge of a row and the one after its last; int64, so that stepping past it is safe."""
+    start, end = tl.load(rowptr_ptr + row), tl.load(rowptr_ptr + row + 1)
+    return start.to(tl.int64), end.to(tl.int64)
+
+
+@triton.jit
 def add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, channels, RELU: tl.constexpr):
     """relu(y + bias + residual), each part where it is given; y is f32 [R, C]."""
     COLS: tl.constexpr = y.shape[1]

@@ -14,6 +14,7 @@ from torch import Tensor
 from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.csr import arguments, num_bytes
 from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_bytes
+from gnnfx.kernels.launch import triton_impl
 from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
 
 
@@ -163,4 +164,13 @@ def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
         )
 
 
-QUANTIZED_LINEAR = register(OpDef("quantized_linear", reference, fake, cost, samples, impls=()))
+QUANTIZED_LINEAR = register(
+    OpDef(
+        "quantized_linear",
+        reference,
+        fake,
+        cost,
+        samples,
+        impls=(triton_impl("gnnfx.kernels.linear_triton", "quantized_linear"),),
+    )
+)

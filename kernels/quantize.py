@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.csr import arguments, num_bytes
+from gnnfx.kernels.launch import triton_impl
 
 BITS = (8, 4, 2)
 _SMALLEST_SCALE = 2.0**-126
@@ -252,11 +253,18 @@ CHOOSE_QPARAMS = register(
         choose_qparams_fake,
         choose_qparams_cost,
         choose_qparams_samples,
-        impls=(),
+        impls=(triton_impl("gnnfx.kernels.quantize_triton", "choose_qparams"),),
     )
 )
 QUANTIZE = register(
-    OpDef("quantize", quantize_reference, quantize_fake, quantize_cost, quantize_samples, impls=())
+    OpDef(
+        "quantize",
+        quantize_reference,
+        quantize_fake,
+        quantize_cost,
+        quantize_samples,
+        impls=(triton_impl("gnnfx.kernels.quantize_triton", "quantize"),),
+    )
 )
 DEQUANTIZE = register(
     OpDef(
@@ -265,7 +273,7 @@ DEQUANTIZE = register(
         dequantize_fake,
         dequantize_cost,
         dequantize_samples,
-        impls=(),
+        impls=(triton_impl("gnnfx.kernels.quantize_triton", "dequantize"),),
     )
 )
 FAKE_QUANTIZE = register(
@@ -275,6 +283,6 @@ FAKE_QUANTIZE = register(
         fake_quantize_fake,
         fake_quantize_cost,
         quantize_samples,
-        impls=(),
+        impls=(triton_impl("gnnfx.kernels.quantize_triton", "fake_quantize"),),
     )
 )

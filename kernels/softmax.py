@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.csr import num_bytes, row_of_edge, sample_graphs, sample_large_graph
+from gnnfx.kernels.launch import triton_impl
 
 
 def reference(logits: Tensor, rowptr: Tensor) -> Tensor:
@@ -45,5 +46,13 @@ def samples(device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
 
 
 SEGMENT_SOFTMAX = register(
-    OpDef("segment_softmax", reference, fake, cost, samples, impls=(), differentiable=True)
+    OpDef(
+        "segment_softmax",
+        reference,
+        fake,
+        cost,
+        samples,
+        impls=(triton_impl("gnnfx.kernels.softmax_triton", "segment_softmax"),),
+        differentiable=True,
+    )
 )

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gnnfx.kernels.codes_triton import reject_strided
+from gnnfx.kernels.codes_triton import load_row_bounds, reject_strided
 
 _TILE = 1024
 
@@ -18,7 +18,7 @@ _TILE = 1024
 def _load_logits(logits_ptr, edges, live, heads, num_heads):
     """Logits [E, H]; -inf for edges of other rows, so that they weigh nothing."""
     mask = live[:, None] & (heads < num_heads)[None, :]
-    places = edges.to(tl.int64)[:, None] * num_heads + heads[None, :]
+    places = edges[:, None] * num_heads + heads[None, :]
     return tl.where(
         live[:, None], tl.load(logits_ptr + places, mask=mask, other=0.0), -float("inf")
     )
@@ -31,7 +31,7 @@ def _segment_softmax(
     """exp(l - max) / (sum + 1e-16) over the edges of a row; logits and result are f32 [E, H]."""
     row = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    start, end = tl.load(rowptr_ptr + row), tl.load(rowptr_ptr + row + 1)
+    start, end = load_row_bounds(rowptr_ptr, row)
     highest = tl.full((BLOCK_E, BLOCK_H), -float("inf"), dtype=tl.float32)
     for edge in range(start, end, BLOCK_E):
         edges = edge + tl.arange(0, BLOCK_E)
@@ -47,7 +47,7 @@ def _segment_softmax(
         edges = edge + tl.arange(0, BLOCK_E)
         live = edges < end
         weights = tl.exp(_load_logits(logits_ptr, edges, live, heads, num_heads) - peak)
-        places = edges.to(tl.int64)[:, None] * num_heads + heads[None, :]
+        places = edges[:, None] * num_heads + heads[None, :]
         mask = live[:, None] & (heads < num_heads)[None, :]
         tl.store(out_ptr + places, tl.math.div_rn(weights, norm), mask=mask)
 

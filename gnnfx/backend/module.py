@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from gnnfx.frontend.trace import Traced
 from gnnfx.graph_cache import GraphCache
 from gnnfx.ir.program import Program
 from gnnfx.ir.text import dump
-from gnnfx.ir.types import TensorType
+from gnnfx.ir.types import IntType, TensorType
 from gnnfx.kernels.structure import own_structure
 from gnnfx.report import Report
 
@@ -31,21 +32,22 @@ class OptimizedModule(nn.Module):
 
     def __init__(self, traced: Traced, program: Program, report: Report) -> None:
         super().__init__()
+        parts = split(program)
+        names = [i.name for i in program.inputs]
         self.report = report
-        self._program = program
+        self._ir = dump(program)
         self._signature = traced.signature
-        self._leaves = traced.leaves
-        self._constants = traced.constants
         self._arguments = tuple(traced.example)
+        self._constants = traced.constants
         self._out_spec = traced.out_spec
-        self._split: Split = split(program)
-        self._checks = tuple(_Check(leaf, i.type) for leaf, i in zip(
-            traced.leaves, program.inputs, strict=True))
-        self._bounds = _index_bounds(program, self._split)
-        self._positions = tuple(self._position(n) for n in self._split.tensors)
-        self._sizes = tuple((self._position(n), dim) for n, dim in self._split.sizes)
-        self._feature = self._split.feature.module()
-        self._structure = self._split.structure.module()
+        self._checks = tuple(map(_Check, traced.leaves, (i.type for i in program.inputs)))
+        self._bounds = _index_bounds(program, parts)
+        self._tensors = tuple(names.index(n) for n in parts.tensors)
+        self._sizes = tuple((names.index(n), dim) for n, dim in parts.sizes)
+        self._structure_inputs = tuple(i.type for i in parts.structure.inputs)
+        self._structure_results = tuple(i.type for i in parts.structure.results)
+        self._feature = parts.feature.module()
+        self._structure = parts.structure.module()
         self._cache = GraphCache(self._compute)
         self._handle = own_structure(self)
         self._register_state_dict_hook(_drop_prefix)
@@ -55,7 +57,7 @@ class OptimizedModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's outputs; raises InputError for arguments that the example had otherwise."""
         leaves = self._bind(args, kwargs)
-        tensors = [leaves[i] for i in self._positions]
+        tensors = [leaves[i] for i in self._tensors]
         sizes = [leaves[i].shape[dim] for i, dim in self._sizes]
         if torch.compiler.is_compiling():
             values = torch.ops.gnnfx.structure(tensors, sizes, self._handle)
@@ -65,7 +67,7 @@ class OptimizedModule(nn.Module):
 
     def ir(self) -> str:
         """The optimized program as text."""
-        return dump(self._program)
+        return self._ir
 
     def forget(self) -> None:
         """Release what was remembered of graphs seen so far."""
@@ -77,21 +79,18 @@ class OptimizedModule(nn.Module):
 
     def fake_structure(self, tensors: Sequence[Tensor], sizes: Sequence[Any]) -> list[Tensor]:
         """Empty tensors of the shapes that `lookup_structure` gives, for symbolic tracing."""
-        part = self._split.structure
         known: dict[str, Any] = {}
-        for instr, value in zip(part.inputs, [*tensors, *sizes], strict=True):
-            shape = value.shape if isinstance(value, Tensor) else [value]
-            names = instr.shape if isinstance(value, Tensor) else [instr.type.value]  # type: ignore[union-attr]
-            known.update({str(n): s for n, s in zip(names, shape, strict=True)})
+        for type_, value in zip(self._structure_inputs, [*tensors, *sizes], strict=True):
+            if isinstance(type_, TensorType):
+                known.update(zip(map(str, type_.shape), value.shape, strict=True))
+            elif isinstance(type_, IntType):
+                known[str(type_.value)] = value
         device = tensors[0].device if tensors else None
-        fakes = []
-        for result in part.results:
-            shape = [_evaluate(dim, known) for dim in result.shape]
-            fakes.append(torch.empty(shape, dtype=result.dtype, device=device))
-        return fakes
-
-    def _position(self, name: str) -> int:
-        return [i.name for i in self._program.inputs].index(name)
+        return [
+            torch.empty([_evaluate(d, known) for d in t.shape], dtype=t.dtype, device=device)
+            for t in self._structure_results
+            if isinstance(t, TensorType)
+        ]
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         inputs = self._signature.bind(args, kwargs)
@@ -109,22 +108,22 @@ class OptimizedModule(nn.Module):
         return [check(given[check.leaf]) for check in self._checks]
 
     def _compute(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        known = dict(zip([n for n, _ in self._split.sizes], sizes, strict=False))
-        self._verify_indices(tensors, known)
+        self._verify_indices(tensors, sizes)
         with torch.no_grad():
             return list(self._structure(*tensors, *sizes))
 
-    def _verify_indices(self, tensors: Sequence[Tensor], sizes: dict[str, int]) -> None:
-        for name, rows_of in self._bounds.items():
-            tensor = tensors[self._split.tensors.index(name)]
-            if tensor.numel() == 0 or rows_of not in sizes:
+    def _verify_indices(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> None:
+        """Every index must name a row; eager PyG would read or write outside its tensors."""
+        for position, size in self._bounds:
+            tensor, (rows_of, _) = tensors[position], self._sizes[size]
+            if tensor.numel() == 0:
                 continue
             low, high = (int(v) for v in torch.aminmax(tensor))
-            if low < 0 or high >= sizes[rows_of]:
-                worst = low if low < 0 else high
+            if low < 0 or high >= sizes[size]:
                 raise InputError(
-                    f"argument {name!r} holds node {worst}; expected 0 <= node < "
-                    f"{sizes[rows_of]}, the number of rows of {rows_of!r}"
+                    f"argument {self._checks[self._tensors[position]].leaf!r} holds node "
+                    f"{low if low < 0 else high}; expected 0 <= node < {sizes[size]}, the number "
+                    f"of rows of {self._checks[rows_of].leaf!r}"
                 )
 
     def _apply(self, fn: Any, recurse: bool = True) -> OptimizedModule:
@@ -179,35 +178,40 @@ class _Check:
         return value
 
 
-def _index_bounds(program: Program, parts: Split) -> dict[str, str]:
-    """For each edge-index input, the input whose rows it must stay inside."""
-    rows = {str(i.shape[0]): i.name for i in reversed(program.inputs) if i.shape}
-    bounds = {}
-    for instr in program.inputs:
-        if instr.name in parts.tensors and len(instr.shape) == 2 and instr.shape[0] == 2:
-            sized = [name for name, dim in parts.sizes if dim == 0]
-            for name in sized:
-                if rows.get(str(_input(program, name).shape[0])) == name:
-                    bounds[instr.name] = name
-    return bounds
-
-
-def _input(program: Program, name: str) -> Any:
-    return next(i for i in program.inputs if i.name == name)
+def _index_bounds(program: Program, parts: Split) -> tuple[tuple[int, int], ...]:
+    """(structure tensor, structure size): which edge index must stay inside which row count."""
+    by_name = {i.name: i for i in program.inputs}
+    indices = [
+        n
+        for n, name in enumerate(parts.tensors)
+        if len(by_name[name].shape) == 2 and by_name[name].shape[0] == 2
+    ]
+    rows = [n for n, (_, dim) in enumerate(parts.sizes) if dim == 0]
+    # With rows of several kinds (bipartite graphs) the two rows of an index have bounds of their
+    # own, which the program does not say; one kind of rows bounds both.
+    kinds = {by_name[parts.sizes[n][0]].shape[0] for n in rows}
+    return tuple((i, rows[0]) for i in indices) if len(kinds) == 1 else ()
 
 
 def _evaluate(dim: int | str, known: dict[str, Any]) -> Any:
-    """The size that a dimension stands for; unknown axes get a fresh symbol."""
+    """The size that a dimension stands for.
+
+    A size that the graph's contents decide gets one fresh symbol for the whole expression, as
+    torch can bind a symbol only where it is a size by itself.
+    """
     if isinstance(dim, int):
         return dim
-    expr = sympy.sympify(dim, locals={n: sympy.Symbol(n) for n in known})
-    symbols = sorted(expr.free_symbols, key=str)
-    for symbol in symbols:
-        if str(symbol) not in known:
-            known[str(symbol)] = torch.library.get_ctx().new_dynamic_size()
-    return sympy.lambdify(symbols, expr, "math")(*(known[str(s)] for s in symbols))
+    if dim not in known:
+        expr = sympy.sympify(dim, locals={str(n): sympy.Symbol(str(n)) for n in _AXIS_NAME.findall(dim)})
+        symbols = sorted(expr.free_symbols, key=str)
+        if any(str(s) not in known for s in symbols):
+            known[dim] = torch.library.get_ctx().new_dynamic_size()
+        else:
+            known[dim] = sympy.lambdify(symbols, expr, "math")(*(known[str(s)] for s in symbols))
+    return known[dim]
 
 
+_AXIS_NAME = re.compile(r"[A-Z]\w*")
 _PREFIX = "_feature."
 
 

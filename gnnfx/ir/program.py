@@ -231,7 +231,11 @@ class Program:
         for name, tensor in self.tensors.items():
             if name in used:
                 attach(root, name, tensor)
-        return fx.GraphModule(root, self.graph, class_name=self.name)
+        bare = self.copy().graph
+        for node in bare.nodes:
+            # FakeTensors can be neither copied nor saved; records say where values are from.
+            node.meta = {_KEY: node.meta[_KEY]} if _KEY in node.meta else {}
+        return fx.GraphModule(root, bare, class_name=self.name)
 
     def run(self, *inputs: Any) -> Any:
         """Execute on real inputs, one a placeholder."""
