@@ -77,21 +77,24 @@ class DemoResult:
         """Eager against optimized, and the ratio of the two."""
         table = Table(
             title=Text(self.title),
-            caption=Text("latency: median [quartiles] of single calls; ratio: eager / optimized"),
+            caption=Text(
+                "time of a call: median [quartiles]; new graph: one not seen before in every call; "
+                "peak memory: of one call; ratio: eager / optimized, accuracy: difference in points"
+            ),
         )
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for column in (
-            "test\naccuracy",
-            "latency\nwarm graph",
-            "latency\nnew graph\neach call",
-            "peak\nmemory",
-            "parameters",
+            "test accuracy\n%",
+            "warm graph\nms",
+            "new graph\nms",
+            "peak memory\nMiB",
+            "parameters\nKiB",
         ):
             table.add_column(column, justify="right", no_wrap=True)
         for name, row in (("eager", self.eager), ("optimized", self.optimized)):
             table.add_row(
                 name,
-                f"{100 * row.accuracy:.1f} %",
+                f"{100 * row.accuracy:.1f}",
                 Text(_milliseconds(row.warm)),
                 Text(_milliseconds(row.new_graph)),
                 _mebibytes(row.peak_bytes),
@@ -101,7 +104,7 @@ class DemoResult:
         eager, optimized = self.eager, self.optimized
         table.add_row(
             "ratio",
-            f"{100 * (optimized.accuracy - eager.accuracy):+.1f} pt",
+            f"{100 * (optimized.accuracy - eager.accuracy):+.1f}",
             Text(_ratio(self.warm_ratio)),
             Text(_ratio(self.new_graph_ratio)),
             _quotient(eager.peak_bytes, optimized.peak_bytes),
@@ -384,15 +387,15 @@ def _device() -> str:
 
 def _milliseconds(spread: Spread) -> str:
     low, median, high = (1e3 * value for value in (spread.q1, spread.median, spread.q3))
-    return f"{median:.2f} ms\n[{low:.2f}, {high:.2f}]"
+    return f"{median:.2f}\n[{low:.2f}, {high:.2f}]"
 
 
 def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB"
+    return f"{count / 2**20:.1f}"
 
 
 def _kibibytes(count: int) -> str:
-    return f"{count / 2**10:.1f} KiB"
+    return f"{count / 2**10:.1f}"
 
 
 def _ratio(spread: Spread) -> str:

@@ -24,7 +24,7 @@ from gnnfx.kernels.csr import (
     sample_large_graph,
 )
 from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_bytes
-from gnnfx.kernels.launch import triton_impl
+from gnnfx.kernels.launch import numba_impl, triton_impl
 from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
 
 _TORCH_REDUCE = {"max": "amax", "min": "amin"}
@@ -359,6 +359,9 @@ QUANTIZED_AGGREGATE = register(
         fake=quantized_aggregate_fake,
         cost=quantized_aggregate_cost,
         samples=quantized_aggregate_samples,
-        impls=(triton_impl("gnnfx.kernels.aggregate_triton", "quantized_aggregate"),),
+        impls=(
+            numba_impl("gnnfx.kernels.quantized_aggregate_numba", "quantized_aggregate"),
+            triton_impl("gnnfx.kernels.aggregate_triton", "quantized_aggregate"),
+        ),
     )
 )

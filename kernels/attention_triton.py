@@ -33,10 +33,10 @@ def _load_heads(x_ptr, rows, live, heads, num_heads, cols, channels, scale_ptr, 
     places = heads[:, None] * channels + cols[None, :]
     places = (rows * (num_heads * channels))[:, None, None] + places[None, :, :]
     x = tl.load(x_ptr + places, mask=mask, other=0)
-    if scale_ptr is None:
-        return x
-    centered = (x.to(tl.int32) - tl.load(zero_point_ptr)).to(tl.float32)
-    return tl.where(mask, centered * tl.load(scale_ptr), 0.0)
+    if scale_ptr is not None:
+        centered = (x.to(tl.int32) - tl.load(zero_point_ptr)).to(tl.float32)
+        x = tl.where(mask, centered * tl.load(scale_ptr), 0.0)
+    return x
 
 
 @triton.jit

@@ -21,29 +21,34 @@ EXACT = {"enable_fp_fusion": False}
 def unpack(packed, BITS: tl.constexpr):
     """Signed int8 codes [R, C] of the bytes [R, C * BITS / 8]."""
     if BITS == 8:
-        return packed
-    signed = packed.to(tl.int8, bitcast=True)
-    if BITS == 4:
-        return tl.interleave((signed << 4) >> 4, signed >> 4)
-    even = tl.interleave((signed << 6) >> 6, (signed << 2) >> 6)
-    odd = tl.interleave((signed << 4) >> 6, signed >> 6)
-    return tl.interleave(even, odd)
+        codes = packed
+    else:
+        signed = packed.to(tl.int8, bitcast=True)
+        if BITS == 4:
+            codes = tl.interleave((signed << 4) >> 4, signed >> 4)
+        else:
+            even = tl.interleave((signed << 6) >> 6, (signed << 2) >> 6)
+            odd = tl.interleave((signed << 4) >> 6, signed >> 6)
+            codes = tl.interleave(even, odd)
+    return codes
 
 
 @triton.jit
 def pack(codes, BITS: tl.constexpr):
     """Bytes [R, C * BITS / 8] of int32 codes [R, C]; the inverse of `unpack`."""
-    if BITS == 8:
-        return codes.to(tl.int8)
     ROWS: tl.constexpr = codes.shape[0]
     COLS: tl.constexpr = codes.shape[1]
-    if BITS == 4:
+    if BITS == 8:
+        packed = codes.to(tl.int8)
+    elif BITS == 4:
         low, high = tl.split(tl.reshape(codes & 15, (ROWS, COLS // 2, 2)))
-        return (low | (high << 4)).to(tl.uint8)
-    even, odd = tl.split(tl.reshape(codes & 3, (ROWS, COLS // 4, 2, 2)))
-    code0, code2 = tl.split(even)
-    code1, code3 = tl.split(odd)
-    return (code0 | (code1 << 2) | (code2 << 4) | (code3 << 6)).to(tl.uint8)
+        packed = (low | (high << 4)).to(tl.uint8)
+    else:
+        even, odd = tl.split(tl.reshape(codes & 3, (ROWS, COLS // 4, 2, 2)))
+        code0, code2 = tl.split(even)
+        code1, code3 = tl.split(odd)
+        packed = (code0 | (code1 << 2) | (code2 << 4) | (code3 << 6)).to(tl.uint8)
+    return packed
 
 
 @triton.jit

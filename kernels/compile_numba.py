@@ -14,7 +14,7 @@ from numba.core import types
 from gnnfx.kernels.threads import Kernel
 
 _SIGNATURE = types.void(types.CPointer(types.int64))
-LANES = (128, 64, 32, 16, 8, 4, 2, 1)
+LANES = (128, 64, 16, 4, 1)  # each width is a kernel to compile, so there are few
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.csr import index_dtype, num_bytes, sort_by_destination
+from gnnfx.kernels.launch import numba_impl
 
 
 def reference(src: Tensor, dst: Tensor, num_dst: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,4 +56,13 @@ def samples(device: str = "cpu") -> Iterator[tuple[Tensor, Tensor, int]]:
         yield src, dst.sort().values, num_dst
 
 
-COMPRESS = register(OpDef("compress", reference, fake, cost, samples, impls=()))
+COMPRESS = register(
+    OpDef(
+        "compress",
+        reference,
+        fake,
+        cost,
+        samples,
+        impls=(numba_impl("gnnfx.kernels.compress_numba", "compress"),),
+    )
+)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.csr import arguments, num_bytes
-from gnnfx.kernels.launch import triton_impl
+from gnnfx.kernels.launch import numba_impl, triton_impl
 
 BITS = (8, 4, 2)
 _SMALLEST_SCALE = 2.0**-126
@@ -102,9 +102,15 @@ def choose_qparams_reference(
     symmetric: scale = max|y| / qmax, zero point 0.  Otherwise, with lo = min(y, 0) and
     hi = max(y, 0): scale = (hi - lo) / (qmax - qmin), zero point = rint(qmin - lo / scale).
     """
-    qmin, qmax = code_range(bits)
     y = torch.cat([_scale_rows(x, row_scale).flatten(), x.new_zeros(1)])
-    low, high = y.min(), y.max()
+    return qparams_of_range(y.min(), y.max(), bits, symmetric)
+
+
+def qparams_of_range(
+    low: Tensor, high: Tensor, bits: int, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that cover low..high, 0-d float32 with 0 between them."""
+    qmin, qmax = code_range(bits)
     width = torch.maximum(high, -low) if symmetric else high - low
     scale = (width / (qmax if symmetric else qmax - qmin)).clamp(_SMALLEST_SCALE, 2.0**127)
     scale = torch.where(width > 0, scale, 1.0)
@@ -253,7 +259,10 @@ CHOOSE_QPARAMS = register(
         choose_qparams_fake,
         choose_qparams_cost,
         choose_qparams_samples,
-        impls=(triton_impl("gnnfx.kernels.quantize_triton", "choose_qparams"),),
+        impls=(
+            numba_impl("gnnfx.kernels.quantize_numba", "choose_qparams"),
+            triton_impl("gnnfx.kernels.quantize_triton", "choose_qparams"),
+        ),
     )
 )
 QUANTIZE = register(
@@ -263,7 +272,10 @@ QUANTIZE = register(
         quantize_fake,
         quantize_cost,
         quantize_samples,
-        impls=(triton_impl("gnnfx.kernels.quantize_triton", "quantize"),),
+        impls=(
+            numba_impl("gnnfx.kernels.quantize_numba", "quantize"),
+            triton_impl("gnnfx.kernels.quantize_triton", "quantize"),
+        ),
     )
 )
 DEQUANTIZE = register(
@@ -273,7 +285,10 @@ DEQUANTIZE = register(
         dequantize_fake,
         dequantize_cost,
         dequantize_samples,
-        impls=(triton_impl("gnnfx.kernels.quantize_triton", "dequantize"),),
+        impls=(
+            numba_impl("gnnfx.kernels.quantize_numba", "dequantize"),
+            triton_impl("gnnfx.kernels.quantize_triton", "dequantize"),
+        ),
     )
 )
 FAKE_QUANTIZE = register(
@@ -283,6 +298,9 @@ FAKE_QUANTIZE = register(
         fake_quantize_fake,
         fake_quantize_cost,
         quantize_samples,
-        impls=(triton_impl("gnnfx.kernels.quantize_triton", "fake_quantize"),),
+        impls=(
+            numba_impl("gnnfx.kernels.quantize_numba", "fake_quantize"),
+            triton_impl("gnnfx.kernels.quantize_triton", "fake_quantize"),
+        ),
     )
 )

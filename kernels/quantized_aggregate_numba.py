@@ -32,6 +32,7 @@ from gnnfx.kernels.vectors_numba import (
     greater,
     lesser,
     load_i8,
+    load_i8_like,
     prefetch,
     read_f32,
     read_i8,
@@ -40,24 +41,29 @@ from gnnfx.kernels.vectors_numba import (
     splat_i8,
     splat_i16,
     splat_i32,
+    splat_i32_like,
     take_piece,
     to_f32,
     widen_i16,
     widen_i32,
+    widen_i64,
 )
 
 X, SRC, ROWPTR, EDGES, SELF_X, SCALE, ZERO_POINT, MEAN, SELF_WEIGHT, WEIGHT, WEIGHT_SCALE = range(
     FIRST_FREE, FIRST_FREE + 11
 )
-# -128 * 256 and (127 + 128) * 127 * 65536 are the greatest sums that fit int16 and int32.
+# The greatest sums that fit: 256 * 128 int16, and 65536 * 128 * 255 int32.
 _FLUSH = 256
 _FLUSH_WEIGHTED = 65536
+# Eight operations on int8 lanes take the time that the thread pool counts as one.
+_OPERATIONS_SHIFT = 3
 
 
 @njit(forceinline=True)
 def _finish_row(total, a, row, channel, degree):
-    """Scale the exact result of a row (float lanes), add the row itself, and finish."""
-    multiplier = read_f32(a[SCALE])
+    """Scale the result of a row, rounded to floats, add the row itself, and finish."""
+    scale = read_f32(a[SCALE])
+    multiplier = scale
     if a[WEIGHT_SCALE] != 0:
         multiplier = multiplier * read_f32(a[WEIGHT_SCALE])
     if a[ROW_SCALE] != 0:
@@ -66,11 +72,17 @@ def _finish_row(total, a, row, channel, degree):
     if a[MEAN] != 0:
         y = y / splat_f32_like(np.float32(max(degree, 1)), y)
     y = y * splat_f32_like(multiplier, y)
-    return y
+    if a[SELF_WEIGHT] != 0:
+        codes = load_i8_like(a[SELF_X] + row * a[CHANNELS] + channel, y)
+        zero_point = read_i32(a[ZERO_POINT])
+        steps = to_f32(widen_i32(codes) - splat_i32_like(zero_point, y))
+        own = splat_f32_like(scale, y) * steps
+        y = y + splat_f32_like(read_f32(a[SELF_WEIGHT]), y) * own
+    finish(y, a, row, channel)
 
 
-def sum_codes(lanes):
-    """Unweighted sum or mean of int8 codes."""
+def _sum(lanes):
+    """Unweighted sum or mean."""
 
     def kernel(a):
         rows, channels, rowptr, src, x = a[ROWS], a[CHANNELS], a[ROWPTR], a[SRC], a[X]
@@ -99,13 +111,184 @@ def sum_codes(lanes):
                             edge += 1
                         total = total + widen_i32(part)
                     total = total - splat_i32((stop - first) * zero_point, lanes)
-                    y = _finish_row(to_f32(total), a, row, channel, stop - first)
-                    if a[SELF_WEIGHT] != 0:
-                        steps = widen_i32(load_i8(a[SELF_X] + row * channels + channel, lanes))
-                        steps = steps - splat_i32(zero_point, lanes)
-                        own = splat_f32_like(read_f32(a[SCALE]), y) * to_f32(steps)
-                        y = y + splat_f32_like(read_f32(a[SELF_WEIGHT]), y) * own
-                    finish(y, a, row, channel)
+                    _finish_row(to_f32(total), a, row, channel, stop - first)
                     channel += lanes
 
     return kernel
+
+
+def _sum_weighted(lanes):
+    """Sum or mean with a code for each edge."""
+
+    def kernel(a):
+        rows, channels, rowptr, src, x = a[ROWS], a[CHANNELS], a[ROWPTR], a[SRC], a[X]
+        weight, last_edge = a[WEIGHT], a[EDGES] - 1
+        zero_point = splat_i16(read_i32(a[ZERO_POINT]), lanes)
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            begin = piece_start(rowptr, rows, a[PIECES], piece)
+            for row in range(begin, piece_start(rowptr, rows, a[PIECES], piece + 1)):
+                first, stop = read_i32(rowptr + 4 * row), read_i32(rowptr + 4 * row + 4)
+                channel = 0
+                while channel < channels:
+                    channel = min(channel, channels - lanes)
+                    column = x + channel
+                    edge = first
+                    part = splat_i32(0, lanes)
+                    flush = min(edge + _FLUSH_WEIGHTED, stop)
+                    while edge < flush:
+                        prefetch(column + source_ahead(src, edge, last_edge) * channels, lanes)
+                        codes = load_i8(column + source(src, edge) * channels, lanes)
+                        steps = widen_i16(codes) - zero_point
+                        part = part + widen_i32(steps * splat_i16(read_i8(weight + edge), lanes))
+                        edge += 1
+                    y = to_f32(part)
+                    if edge < stop:
+                        total = widen_i64(part)
+                        while edge < stop:
+                            flush = min(edge + _FLUSH_WEIGHTED, stop)
+                            part = splat_i32(0, lanes)
+                            while edge < flush:
+                                codes = load_i8(column + source(src, edge) * channels, lanes)
+                                steps = widen_i16(codes) - zero_point
+                                factor = splat_i16(read_i8(weight + edge), lanes)
+                                part = part + widen_i32(steps * factor)
+                                edge += 1
+                            total = total + widen_i64(part)
+                        y = to_f32(total)
+                    _finish_row(y, a, row, channel, stop - first)
+                    channel += lanes
+
+    return kernel
+
+
+def _extreme(lanes, greatest):
+    """Greatest or least code."""
+    start = -128 if greatest else 127
+
+    def kernel(a):
+        rows, channels, rowptr, src, x = a[ROWS], a[CHANNELS], a[ROWPTR], a[SRC], a[X]
+        last_edge = a[EDGES] - 1
+        zero_point = splat_i32(read_i32(a[ZERO_POINT]), lanes)
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            begin = piece_start(rowptr, rows, a[PIECES], piece)
+            for row in range(begin, piece_start(rowptr, rows, a[PIECES], piece + 1)):
+                first, stop = read_i32(rowptr + 4 * row), read_i32(rowptr + 4 * row + 4)
+                channel = 0
+                while channel < channels:
+                    channel = min(channel, channels - lanes)
+                    column = x + channel
+                    best = splat_i8(start, lanes)
+                    for edge in range(first, stop):
+                        prefetch(column + source_ahead(src, edge, last_edge) * channels, lanes)
+                        codes = load_i8(column + source(src, edge) * channels, lanes)
+                        best = greater(best, codes) if greatest else lesser(best, codes)
+                    total = splat_i32(0, lanes)
+                    if first < stop:
+                        total = widen_i32(best) - zero_point
+                    _finish_row(to_f32(total), a, row, channel, stop - first)
+                    channel += lanes
+
+    return kernel
+
+
+def reject_quantized_aggregate(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    channels: int,
+    weight: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    reduce: str = "sum",
+    row_scale: Tensor | None = None,
+    self_weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    bits: int = 8,
+    out_bits: int = 8,
+) -> str | None:
+    for name, operand in {
+        "x": x,
+        "weight": weight,
+        "row_scale": row_scale,
+        "bias": bias,
+        "residual": residual,
+    }.items():
+        if operand is not None and not operand.is_contiguous():
+            return f"{name} is not contiguous"
+    return reject_large(rowptr, src)
+
+
+def quantized_aggregate(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    channels: int,
+    weight: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    reduce: str = "sum",
+    row_scale: Tensor | None = None,
+    self_weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    bits: int = 8,
+    out_bits: int = 8,
+) -> Tensor:
+    num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
+    codes = unpack_codes(x, channels, bits)
+    dtype = torch.float32 if out_scale is None else torch.int8
+    out = torch.empty((num_rows, channels), dtype=dtype)
+    if out.numel() == 0:
+        return out if out_scale is None else pack_codes(out, out_bits)
+    epilogue = epilogue_arguments(
+        num_rows,
+        channels,
+        out,
+        row_scale,
+        bias,
+        residual,
+        activation,
+        out_scale,
+        out_zero_point,
+        out_bits,
+    )
+    args = [
+        *epilogue,
+        address(codes),
+        address(src),
+        address(rowptr),
+        edges,
+        address(codes),
+        address(scale),
+        address(zero_point),
+        reduce == "mean",
+        address(self_weight),
+        address(weight),
+        address(weight_scale),
+    ]
+    operations = (edges + num_rows) * channels >> _OPERATIONS_SHIFT
+    kernel = _choose_kernel(channels, reduce, weight is not None)
+    launch(kernel, count_pieces(operations, num_rows), args)
+    return out if out_scale is None else pack_codes(out, out_bits)
+
+
+def _choose_kernel(channels: int, reduce: str, weighted: bool):
+    lanes = choose_lanes(channels)
+    if reduce in ("max", "min"):
+        return compiled(_extreme, lanes, reduce == "max")
+    return compiled(_sum_weighted if weighted else _sum, lanes)

@@ -21,9 +21,10 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32 = ir.FloatType()
-_ELEMENTS = {"i1": ir.IntType(1), "i8": _I8, "i16": _I16, "i32": _I32, "f32": _F32}
+_ELEMENTS = {"i8": _I8, "i16": _I16, "i32": _I32, "i64": _I64, "f32": _F32}
 _SCALARS = {
     "i8": (types.int8, _I8),
+    "i16": (types.int16, _I16),
     "u8": (types.uint8, _I8),
     "i32": (types.int32, _I32),
     "i64": (types.int64, _I64),
@@ -32,7 +33,7 @@ _SCALARS = {
 
 
 class Vector(types.Type):
-    """A number of lanes of one element type: i1, i8, i16, i32 or f32."""
+    """A number of lanes of one element type: i8, i16, i32, i64 or f32."""
 
     def __init__(self, element: str, lanes: int) -> None:
         self.element = element
@@ -115,15 +116,22 @@ load_i8 = _make_load("i8")
 load_f32 = _make_load("f32")
 
 
-@intrinsic
-def load_f32_like(typingctx, address, like):
-    """As many floats from an address as `like` has lanes."""
-    vector = Vector("f32", like.lanes)
+def _make_load_like(element):
+    @intrinsic
+    def load_like(typingctx, address, like):
+        """As many lanes from an address as `like` has."""
+        vector = Vector(element, like.lanes)
 
-    def codegen(context, builder, sig, args):
-        return builder.load(_pointer(builder, args[0], vector.llvm), align=1, typ=vector.llvm)
+        def codegen(context, builder, sig, args):
+            return builder.load(_pointer(builder, args[0], vector.llvm), align=1, typ=vector.llvm)
 
-    return vector(types.int64, like), codegen
+        return vector(types.int64, like), codegen
+
+    return load_like
+
+
+load_i8_like = _make_load_like("i8")
+load_f32_like = _make_load_like("f32")
 
 
 @intrinsic
@@ -203,7 +211,7 @@ def take_piece(typingctx, args):
 
 
 def _make_splat(element):
-    numba_type = _SCALARS[element][0] if element in _SCALARS else types.int16
+    numba_type, _ = _SCALARS[element]
 
     @intrinsic(prefer_literal=True)
     def splat(typingctx, value, lanes):
@@ -220,18 +228,28 @@ def _make_splat(element):
     return splat
 
 
-splat_i8, splat_i16, splat_i32, splat_f32 = map(_make_splat, ("i8", "i16", "i32", "f32"))
+splat_i8, splat_i16, splat_i32 = map(_make_splat, ("i8", "i16", "i32"))
+splat_i64, splat_f32 = map(_make_splat, ("i64", "f32"))
 
 
-@intrinsic
-def splat_f32_like(typingctx, value, like):
-    """A float vector with `value` in every one of the lanes of `like`."""
-    vector = Vector("f32", like.lanes)
+def _make_splat_like(element):
+    numba_type, _ = _SCALARS[element]
 
-    def codegen(context, builder, sig, args):
-        return _splat(builder, args[0], vector.lanes)
+    @intrinsic
+    def splat_like(typingctx, value, like):
+        """A vector with `value` in as many lanes as `like` has."""
+        vector = Vector(element, like.lanes)
 
-    return vector(types.float32, like), codegen
+        def codegen(context, builder, sig, args):
+            return _splat(builder, args[0], vector.lanes)
+
+        return vector(numba_type, like), codegen
+
+    return splat_like
+
+
+splat_i32_like = _make_splat_like("i32")
+splat_f32_like = _make_splat_like("f32")
 
 
 def _make_convert(element, method):
@@ -252,6 +270,7 @@ def _make_convert(element, method):
 
 widen_i16 = _make_convert("i16", "sext")
 widen_i32 = _make_convert("i32", "sext")
+widen_i64 = _make_convert("i64", "sext")
 narrow_i8 = _make_convert("i8", "trunc")
 to_f32 = _make_convert("f32", "sitofp")
 truncate_i32 = _make_convert("i32", "fptosi")
@@ -337,3 +356,48 @@ def round_even(typingctx, value):
         return builder.call(builder.module.declare_intrinsic(name, (), kind), args)
 
     return value(value), codegen
+
+
+# Codes of 4 and 2 bits: fields of a byte, lowest bits first.
+
+
+def _shuffle(builder, vector, lanes):
+    mask = ir.Constant(ir.VectorType(_I32, len(lanes)), [_I32(lane) for lane in lanes])
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
+
+
+@intrinsic(prefer_literal=True)
+def pack_fields(typingctx, codes, bits):
+    """Bytes [L * bits / 8] of int8 codes [L]."""
+    if not isinstance(bits, types.IntegerLiteral):
+        return None
+    width, per_byte = bits.literal_value, 8 // bits.literal_value
+    vector = Vector("i8", codes.lanes // per_byte)
+
+    def codegen(context, builder, sig, args):
+        packed = ir.Constant(vector.llvm, None)
+        mask = ir.Constant(vector.llvm, [_I8(2**width - 1)] * vector.lanes)
+        for field in range(per_byte):
+            part = _shuffle(builder, args[0], range(field, codes.lanes, per_byte))
+            shift = ir.Constant(vector.llvm, [_I8(field * width)] * vector.lanes)
+            packed = builder.or_(packed, builder.shl(builder.and_(part, mask), shift))
+        return packed
+
+    return vector(codes, bits), codegen
+
+
+@intrinsic(prefer_literal=True)
+def unpack_fields(typingctx, packed, bits):
+    """int8 codes [L * 8 / bits] of bytes [L]."""
+    if not isinstance(bits, types.IntegerLiteral):
+        return None
+    width, per_byte = bits.literal_value, 8 // bits.literal_value
+    vector = Vector("i8", packed.lanes * per_byte)
+
+    def codegen(context, builder, sig, args):
+        repeated = _shuffle(builder, args[0], [i // per_byte for i in range(vector.lanes)])
+        left = [_I8(8 - width - i % per_byte * width) for i in range(vector.lanes)]
+        right = ir.Constant(vector.llvm, [_I8(8 - width)] * vector.lanes)
+        return builder.ashr(builder.shl(repeated, ir.Constant(vector.llvm, left)), right)
+
+    return vector(packed, bits), codegen

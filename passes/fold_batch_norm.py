@@ -69,7 +69,10 @@ def _fold(rewriter: Rewriter, value: Instr, scale: Tensor, shift: Tensor) -> boo
         if value.op == "aten.add.Tensor" and is_param(value.args["other"]):
             biases.append(value)
             value = value.arg
-        elif value.op == "scatter" and value.args["reduce"] in ("sum", "mean") or value.op == "gather":
+        elif value.op == "scatter" and value.args["reduce"] in ("sum", "mean") and biases:
+            # Without a bias behind it, the shift would be summed once an edge.
+            value = value.arg
+        elif value.op == "gather":
             value = value.arg
         elif value.op == "aten.mul.Tensor" and (scaled := _row_scaled(value)) is not None:
             value = scaled
