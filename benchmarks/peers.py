@@ -56,7 +56,7 @@ def eager(work: Workload) -> Peer:
 def compiled(work: Workload) -> Peer:
     """The same model under torch.compile."""
     torch._dynamo.reset()
-    model = torch.compile(copy.deepcopy(work.model), dynamic=True)
+    model: Any = torch.compile(copy.deepcopy(work.model), dynamic=True)
     return Peer(
         "compile",
         "torch.compile(dynamic=True) of PyG",
@@ -79,7 +79,7 @@ def csr_cached(work: Workload) -> Peer:
     """The same with GCNConv's `cached=True`, emptied for a new graph."""
     if work.model_name != "gcn":
         raise Unavailable("only GCNConv has cached=True")
-    model = copy.deepcopy(work.model)
+    model: Any = copy.deepcopy(work.model)
     for conv in model.convs:
         conv.cached = True
 
@@ -212,7 +212,8 @@ def _dgl_layer(kind: str, conv: Any) -> Callable[[Any, Tensor], Tensor]:
     gat.eval()
     _set(gat.fc, conv.lin.weight, None)
     gat.attn_l, gat.attn_r = conv.att_src, conv.att_dst
-    bias, concat = conv.bias, conv.concat
+    concat: bool = conv.concat
+    bias: Tensor = conv.bias
 
     def attend(graph: Any, x: Tensor) -> Tensor:
         heads: Tensor = gat(graph, x)  # [N, heads, C]

@@ -193,7 +193,7 @@ def _ratio(spread: Spread) -> str:
 
 def environment() -> dict[str, Any]:
     """Device, threads and versions: what a reader needs to repeat a number."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

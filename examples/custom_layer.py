@@ -19,8 +19,8 @@ class ScaledSum(MessagePassing):
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """`x` is [N, in_channels], the result [N, out_channels]."""
-        out: Tensor = self.propagate(edge_index, x=self.neighbours(x))
-        return out + self.own(x)
+        out: Tensor = self.propagate(edge_index, x=self.neighbours(x)) + self.own(x)
+        return out
 
 
 class Net(nn.Module):

@@ -26,6 +26,7 @@ from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE
 from torch_geometric.transforms import Compose, NormalizeFeatures, RandomNodeSplit
 
 from gnnfx.api import optimize
+from gnnfx.backend.module import OptimizedModule
 from gnnfx.errors import InputError
 from gnnfx.measure import (
     Spread,
@@ -71,7 +72,7 @@ class DemoResult:
     optimized: Measured
     warm_ratio: Spread
     new_graph_ratio: Spread
-    module: nn.Module
+    module: OptimizedModule
 
     def table(self) -> Table:
         """Eager against optimized, and the ratio of the two."""
@@ -229,13 +230,17 @@ def build(model: str, in_channels: int, classes: int, *, dataset: str = "digits"
     planetoid = _FAMILY.get(dataset) == "Planetoid"
     hidden = 16 if planetoid else 64
     common: dict[str, Any] = {"num_layers": 2, "out_channels": classes, "dropout": 0.5}
+    module: nn.Module
     if model == "GCN":
-        return GCN(in_channels, hidden, **common)
-    if model == "SAGE":
-        return GraphSAGE(in_channels, hidden, **common)
-    if model == "GIN":
-        return GIN(in_channels, hidden, norm=None if planetoid else "batch_norm", **common)
-    return GAT(in_channels, 64, heads=8, v2=model == "GATv2", **common)
+        module = GCN(in_channels, hidden, **common)
+    elif model == "SAGE":
+        module = GraphSAGE(in_channels, hidden, **common)
+    elif model == "GIN":
+        norm = None if planetoid else "batch_norm"
+        module = GIN(in_channels, hidden, norm=norm, **common)
+    else:
+        module = GAT(in_channels, 64, heads=8, v2=model == "GATv2", **common)
+    return module
 
 
 def train(
@@ -267,7 +272,7 @@ def train(
         optimizer.zero_grad()
         out = module(data.x, data.edge_index)
         loss = F.cross_entropy(out[data.train_mask], data.y[data.train_mask])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         out = _evaluate(module, data)
         validation = float(F.cross_entropy(out[data.val_mask], data.y[data.val_mask]))
@@ -301,13 +306,13 @@ def accuracy(out: Tensor, y: Tensor, mask: Tensor) -> float:
 def _compare(
     title: str,
     eager: nn.Module,
-    optimized: nn.Module,
+    optimized: OptimizedModule,
     data: Data,
     budget: float,
     progress: Callable[[int, int], None],
 ) -> DemoResult:
     x, graph = data.x, data.edge_index
-    modules = {"eager": eager, "optimized": optimized}
+    modules: dict[str, nn.Module] = {"eager": eager, "optimized": optimized}
     warm = interleaved_seconds(
         {name: _call(module, x, graph) for name, module in modules.items()},
         budget=budget,

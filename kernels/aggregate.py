@@ -348,7 +348,10 @@ AGGREGATE = register(
         fake=aggregate_fake,
         cost=aggregate_cost,
         samples=aggregate_samples,
-        impls=(triton_impl("gnnfx.kernels.aggregate_triton", "aggregate"),),
+        impls=(
+            numba_impl("gnnfx.kernels.aggregate_numba", "aggregate"),
+            triton_impl("gnnfx.kernels.aggregate_triton", "aggregate"),
+        ),
         differentiable=True,
     )
 )

@@ -52,12 +52,8 @@ def _aggregate(
     first = tl.program_id(1) * BLOCK_C
     start, end = load_row_bounds(rowptr_ptr, row)
     cols = first + tl.arange(0, BLOCK_C)
-    if REDUCE == "max":
-        EMPTY: tl.constexpr = float("-inf")
-    elif REDUCE == "min":
-        EMPTY: tl.constexpr = float("inf")
-    else:
-        EMPTY: tl.constexpr = 0.0
+    INF: tl.constexpr = float("inf")
+    EMPTY: tl.constexpr = -INF if REDUCE == "max" else INF if REDUCE == "min" else 0.0
     acc = tl.full((BLOCK_E, BLOCK_C), EMPTY, dtype=tl.float32)
     for edge in range(start, end, BLOCK_E):
         edges = edge + tl.arange(0, BLOCK_E)
@@ -151,9 +147,7 @@ def _quantized_aggregate(
         y = tl.where(degree > 0, total - zero_point, 0).to(tl.float32)
     else:
         total = tl.zeros((1, BLOCK_C), dtype=tl.int64)
-        weights_total = degree
-        if weight_ptr is not None:
-            weights_total = weights_total * 0
+        weights_total = tl.zeros((1, 1), dtype=tl.int64)
         for chunk in range(start, end, _CHUNK):
             acc = tl.zeros((BLOCK_E, BLOCK_C), dtype=tl.int32)
             weights_acc = tl.zeros((BLOCK_E,), dtype=tl.int32)
@@ -171,6 +165,8 @@ def _quantized_aggregate(
             total += tl.sum(acc, axis=0, keep_dims=True).to(tl.int64)
             if weight_ptr is not None:
                 weights_total += tl.sum(weights_acc, axis=0).to(tl.int64)
+        if weight_ptr is None:
+            weights_total += degree
         y = (total - zero_point * weights_total).to(tl.float32)  # [1, BLOCK_C]
     if REDUCE == "mean":
         y = tl.math.div_rn(y, tl.maximum(degree, 1).to(tl.float32))

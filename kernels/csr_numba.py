@@ -15,11 +15,12 @@ PREFETCH_AHEAD = 8
 @njit(forceinline=True)
 def piece_start(rowptr, rows, pieces, piece):
     """First row of a piece: pieces have about as many rows and edges together, not as many rows."""
-    target = (rows + read_i32(rowptr + 4 * rows)) * piece // pieces
+    edges_before = read_i32(rowptr)
+    target = (rows + read_i32(rowptr + 4 * rows) - edges_before) * piece // pieces
     low, high = 0, rows
     while low < high:
         middle = (low + high) // 2
-        if middle + read_i32(rowptr + 4 * middle) < target:
+        if middle + read_i32(rowptr + 4 * middle) - edges_before < target:
             low = middle + 1
         else:
             high = middle

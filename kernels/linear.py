@@ -14,7 +14,7 @@ from torch import Tensor
 from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.csr import arguments, num_bytes
 from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_bytes
-from gnnfx.kernels.launch import triton_impl
+from gnnfx.kernels.launch import numba_impl, triton_impl
 from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
 
 
@@ -171,6 +171,9 @@ QUANTIZED_LINEAR = register(
         fake,
         cost,
         samples,
-        impls=(triton_impl("gnnfx.kernels.linear_triton", "quantized_linear"),),
+        impls=(
+            numba_impl("gnnfx.kernels.linear_cpu", "quantized_linear"),
+            triton_impl("gnnfx.kernels.linear_triton", "quantized_linear"),
+        ),
     )
 )

@@ -1,128 +1,205 @@
-"""CPU implementations of quantized_linear: oneDNN where its int8 arithmetic is exact, else float.
+"""CPU code of `quantized_linear`: exact integer products in oneDNN, the epilogue in Numba.
 
-Without VNNI, oneDNN adds pairs of products in 16 bits and may saturate; there, codes are
-multiplied as float32 in slices of 1024 channels, whose partial sums stay below 2**24.
+Rows are taken a block at a time, so that the products of a block are still in the cache when
+their epilogue reads them.  oneDNN has fast kernels for unsigned activations only: codes and zero
+point are moved up by 128.  Without VNNI it adds pairs of products in 16 bits, which may saturate;
+there, codes are multiplied as float32 in slices of channels whose sums stay within 2**24.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
 
 import functools
+import threading
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from gnnfx.kernels.aggregate import epilogue
-from gnnfx.kernels.quantize import pack, to_codes, unpack
+from gnnfx.kernels.compile_numba import choose_lanes, compiled
+from gnnfx.kernels.epilogue_numba import (
+    CHANNELS,
+    FIRST_FREE,
+    PIECES,
+    ROW_SCALE,
+    ROWS,
+    epilogue_arguments,
+    finish,
+)
+from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
+from gnnfx.kernels.threads import address, count_pieces, launch
+from gnnfx.kernels.vectors_numba import load_f32, read_f32, splat_f32, take_piece
 
+TOTAL, MULTIPLIER = FIRST_FREE, FIRST_FREE + 1
 _EXACT_CHANNELS = 1024
+_BLOCK_VALUES = 2**19
+_REMEMBERED = 256
 
 
-class _Prepared:
-    """A weight in the form that a kernel wants, remembered while its contents stay the same."""
+def _finish_rows(lanes):
+    """The epilogue on float32 sums [rows, channels]."""
+
+    def kernel(a):
+        channels = a[CHANNELS]
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            for row in range(a[ROWS] * piece // a[PIECES], a[ROWS] * (piece + 1) // a[PIECES]):
+                channel = 0
+                while channel < channels:
+                    channel = min(channel, channels - lanes)
+                    multiplier = load_f32(a[MULTIPLIER] + 4 * channel, lanes)
+                    if a[ROW_SCALE] != 0:
+                        factor = read_f32(a[ROW_SCALE] + 4 * row)
+                        multiplier = multiplier * splat_f32(factor, lanes)
+                    total = load_f32(a[TOTAL] + 4 * (row * channels + channel), lanes)
+                    finish(total * multiplier, a, row, channel)
+                    channel += lanes
+
+    return kernel
+
+
+class Weight:
+    """A weight [O, K] as its matrix product wants it."""
+
+    def __init__(self, codes: Tensor, has_vnni: bool) -> None:
+        self.outputs, self.channels = codes.shape
+        self._packed = self._slices = None
+        if has_vnni:
+            self._packed = torch.ops.onednn.qlinear_prepack(codes, None)
+            self._ones = torch.ones(self.outputs)
+            self._zeros = torch.zeros(self.outputs, dtype=torch.int32)
+        else:
+            self._slices = [s.float().t() for s in codes.split(_EXACT_CHANNELS, 1)]
+            self._sums = codes.sum(1, dtype=torch.int32)
+
+    def multiply(self, x: Tensor, zero_point: int) -> Tensor:
+        """Sum of (x - zero_point) * weight over K for int8 `x` [N, K], rounded to float32."""
+        if self._packed is not None:
+            shifted = x.view(torch.uint8) ^ 128
+            product: Tensor = torch.ops.onednn.qlinear_pointwise(
+                shifted,
+                1.0,
+                zero_point + 128,
+                self._packed,
+                self._ones,
+                self._zeros,
+                None,
+                1.0,
+                0,
+                torch.float32,
+                "none",
+                [],
+                "",
+            )
+            return product
+        total = self._sums * -zero_point
+        for part, weight in zip(x.split(_EXACT_CHANNELS, 1), self._slices, strict=True):
+            total = total + (part.float() @ weight).int()
+        return total.float()
+
+
+class _Weights:
+    """Prepared weights by where they lie; one whose contents have changed is prepared again."""
 
     def __init__(self) -> None:
-        self._known = WeakIdKeyDictionary()
+        self._known: OrderedDict[Any, tuple[Tensor, Weight]] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def get(self, weight: Tensor, channels: int, bits: int, rows: int) -> Any:
-        known = self._known.get(weight)
-        if known is None or not torch.equal(known[0], weight):
-            codes = unpack(weight, channels, bits)
-            packed = torch.ops.onednn.qlinear_prepack(codes, [max(rows, 1), channels])
-            known = (weight.clone(), packed)
-            self._known[weight] = known
-        return known[1]
+    def get(self, weight: Tensor, channels: int, bits: int) -> Weight:
+        key = weight.data_ptr(), tuple(weight.shape), channels, bits
+        with self._lock:
+            known = self._known.get(key)
+            if known is None or not torch.equal(known[0], weight):
+                codes = unpack_codes(weight.contiguous(), channels, bits)
+                known = weight.clone(), Weight(codes, has_exact_int8())
+            self._known[key] = known
+            self._known.move_to_end(key)
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+            return known[1]
 
 
 @functools.cache
-def _vnni() -> bool:
-    probe = getattr(torch.cpu, "_is_vnni_supported", None)
-    return bool(probe and probe()) and hasattr(torch.ops.onednn, "qlinear_pointwise")
+def has_exact_int8() -> bool:
+    """Whether oneDNN adds int8 products in 32 bits on this CPU."""
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    return bool(supported and supported()) and hasattr(torch.ops.onednn, "qlinear_pointwise")
 
 
-def reject_onednn(x: Tensor, *args: Any, **kwargs: Any) -> str | None:
-    """Why oneDNN cannot take these arguments, or None."""
-    if not _vnni():
-        return "this CPU has no exact int8 product (VNNI) in oneDNN"
-    if x.shape[0] == 0:
-        return "there are no rows"
-    return None
+_WEIGHTS = _Weights()
 
 
-_PREPARED = _Prepared()
+def prepared(weight: Tensor, channels: int, bits: int) -> Weight:
+    """The weight of these codes in the form for `finish_block`."""
+    return _WEIGHTS.get(weight, channels, bits)
 
 
-def onednn(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    channels: int,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    activation: str = "none",
-    out_scale: Tensor | None = None,
-    out_zero_point: Tensor | None = None,
-    bits: int = 8,
-    weight_bits: int = 8,
-    out_bits: int = 8,
-    row_scale: Tensor | None = None,
-) -> Tensor:
-    """Rows or codes as the reference gives them, through oneDNN's int8 matrix product."""
-    packed = _PREPARED.get(weight, channels, weight_bits, x.shape[0])
-    codes = unpack(x, channels, bits)
-    plain = row_scale is None and residual is None
-    direct = plain and out_scale is not None and out_bits == 8
-    zeros = _zeros(weight_scale.shape[0])
-    y = torch.ops.onednn.qlinear_pointwise(
-        codes,
-        float(scale),
-        int(zero_point),
-        packed,
-        weight_scale,
-        zeros,
-        bias if row_scale is None else None,
-        float(out_scale) if direct else 1.0,  # type: ignore[arg-type]
-        int(out_zero_point) if direct else 0,  # type: ignore[arg-type]
-        torch.int8 if direct else torch.float32,
-        activation if plain else "none",
-        [],
-        "",
+def block_rows(outputs: int) -> int:
+    """Rows whose products with a weight of so many outputs fit the cache."""
+    return max(64, _BLOCK_VALUES // max(outputs, 1))
+
+
+def finish_block(
+    total: Tensor,
+    multiplier: Tensor,
+    out: Tensor,
+    row_scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_scale: Tensor | None,
+    out_zero_point: Tensor | None,
+    out_bits: int,
+) -> None:
+    """Write the result of sums `total` [n, O] to `out`: floats, or int8 codes of `out_bits`."""
+    rows, outputs = total.shape
+    args = epilogue_arguments(
+        rows,
+        outputs,
+        out,
+        row_scale,
+        bias,
+        residual,
+        activation,
+        out_scale,
+        out_zero_point,
+        out_bits,
     )
-    if direct:
-        return y  # type: ignore[no-any-return]
-    if row_scale is not None:
-        y.mul_(row_scale[:, None])
-        if bias is not None:
-            y.add_(bias)
-    if not plain:
-        y = epilogue(y, None, residual, activation)
-    return _finish(y, out_scale, out_zero_point, out_bits)
+    kernel = compiled(_finish_rows, choose_lanes(outputs, 64))
+    pieces = count_pieces(rows * outputs, rows)
+    launch(kernel, pieces, [*args, address(total), address(multiplier)])
 
 
-@functools.cache
-def _zeros(outputs: int) -> Tensor:
-    return torch.zeros(outputs, dtype=torch.int32)
+def reject_quantized_linear(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    channels: int,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    bits: int = 8,
+    weight_bits: int = 8,
+    out_bits: int = 8,
+    row_scale: Tensor | None = None,
+) -> str | None:
+    operands = {"x": x, "bias": bias, "residual": residual, "row_scale": row_scale}
+    for name, operand in operands.items():
+        if operand is not None and not operand.is_contiguous():
+            return f"{name} is not contiguous"
+    return None if channels else "there are no channels to sum"
 
 
-def _finish(
-    y: Tensor, out_scale: Tensor | None, out_zero_point: Tensor | None, out_bits: int
-) -> Tensor:
-    if out_scale is None or out_zero_point is None:
-        return y
-    if out_bits == 8:
-        return torch.ops.gnnfx.quantize(y, out_scale, out_zero_point)  # type: ignore[no-any-return]
-    return pack(to_codes(y, out_scale, out_zero_point, out_bits), out_bits)
-
-
-def reject_exact(*args: Any, **kwargs: Any) -> str | None:
-    """The float32 form takes everything."""
-    return None
-
-
-def exact(
+def quantized_linear(
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor,
@@ -139,14 +216,26 @@ def exact(
     out_bits: int = 8,
     row_scale: Tensor | None = None,
 ) -> Tensor:
-    """Rows or codes as the reference gives them, through float32 products of small integers."""
-    codes = unpack(x, channels, bits)
-    weights = unpack(weight, channels, weight_bits)
-    acc = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32)
-    for start in range(0, channels, _EXACT_CHANNELS):
-        part = slice(start, start + _EXACT_CHANNELS)
-        acc += (codes[:, part].float() @ weights[:, part].float().T).int()
-    acc -= zero_point * weights.sum(1, dtype=torch.int32)
-    step = scale * weight_scale
-    y = acc.float() * (step if row_scale is None else step * row_scale[:, None])
-    return _finish(epilogue(y, bias, residual, activation), out_scale, out_zero_point, out_bits)
+    rows, outputs = x.shape[0], weight.shape[0]
+    dtype = torch.float32 if out_scale is None else torch.int8
+    out = torch.empty((rows, outputs), dtype=dtype)
+    if out.numel():
+        ready = prepared(weight, channels, weight_bits)
+        multiplier, zero = scale * weight_scale, int(zero_point)
+        codes = unpack_codes(x, channels, bits)
+        size = block_rows(outputs)
+        for first in range(0, rows, size):
+            part = slice(first, first + size)
+            finish_block(
+                ready.multiply(codes[part], zero),
+                multiplier,
+                out[part],
+                None if row_scale is None else row_scale[part],
+                bias,
+                None if residual is None else residual[part],
+                activation,
+                out_scale,
+                out_zero_point,
+                out_bits,
+            )
+    return out if out_scale is None else pack_codes(out, out_bits)

@@ -72,8 +72,8 @@ def _refusal(site: Instr) -> str | None:
         if not is_param(site.args["weight"]) or len(site.shape) != 2:
             return "its weight is not a parameter, or its input is not a matrix"
         outputs = site.args["weight"].shape[0]
-        alone = all(u.op == "aten.linear.default" for u in value.users)
-        if value.op == "input" and alone and outputs < _LEAST_OUTPUTS:
+        coded = any(u.op in _OPERANDS and u.op != "aten.linear.default" for u in value.users)
+        if value.op == "input" and not coded and outputs < _LEAST_OUTPUTS:
             return (
                 f"its float input must be read anyway, and {outputs} outputs are too few to win "
                 f"back the time that making codes of it would take"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -68,15 +70,15 @@ def test_peak_bytes_counts_what_lives_at_once() -> None:
 
 
 def test_peak_bytes_without_a_resettable_maximum(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(measure, "_CLEAR_REFS", measure.Path(f"{tmp_path}/missing/clear_refs"))
+    monkeypatch.setattr(measure, "_CLEAR_REFS", tmp_path / "missing" / "clear_refs")
     assert peak_bytes(lambda: torch.ones(16 * MIB)) == pytest.approx(64 * MIB, abs=8 * MIB)
 
 
 def test_parameter_bytes_counts_shared_memory_once() -> None:
-    module = nn.Linear(4, 8)
-    module.register_buffer("codes", torch.zeros(3, dtype=torch.int8))
-    module.register_parameter("again", module.weight)
-    module.register_buffer("view", module.codes.view(3, 1))
+    module, codes = nn.Linear(4, 8), torch.zeros(3, dtype=torch.int8)
+    module.again = module.weight
+    module.register_buffer("codes", codes)
+    module.register_buffer("view", codes.view(3, 1))
     assert parameter_bytes(module) == 4 * (32 + 8) + 3

@@ -39,7 +39,7 @@ class OptimizedModule(nn.Module):
         self._signature = traced.signature
         self._arguments = tuple(traced.example)
         self._constants = traced.constants
-        self._out_spec = traced.out_spec
+        self._out = _Immutable(traced.out_spec)
         self._checks = tuple(map(_Check, traced.leaves, (i.type for i in program.inputs)))
         self._bounds = _index_bounds(program, parts)
         self._tensors = tuple(names.index(n) for n in parts.tensors)
@@ -63,7 +63,7 @@ class OptimizedModule(nn.Module):
             values = torch.ops.gnnfx.structure(tensors, sizes, self._handle)
         else:
             values = self._cache.lookup(tensors, sizes)
-        return pytree.tree_unflatten(list(self._feature(*leaves, *values)), self._out_spec)
+        return pytree.tree_unflatten(list(self._feature(*leaves, *values)), self._out.value)
 
     def ir(self) -> str:
         """The optimized program as text."""
@@ -142,6 +142,16 @@ class OptimizedModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_handle")}
+
+
+class _Immutable:
+    """A value that copies of a module share."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Immutable:
+        return self
 
 
 class _Check:

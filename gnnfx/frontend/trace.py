@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from gnnfx.errors import InputError, TraceError
 from gnnfx.frontend.example import TRACE_SIZES, make_example, resize, row_counts
 from gnnfx.frontend.signature import Signature, flatten, unflatten
+from gnnfx.frontend.symbolic_int import symbolic_int
 from gnnfx.ir.infer import annotate
 from gnnfx.ir.program import Instr, Program, set_record
 from gnnfx.ir.rewriter import drop_dead
@@ -93,7 +94,7 @@ def _export(model: nn.Module, example: dict[str, Any], leaves: dict[str, Any]) -
 
     shapes = unflatten(example, {name: dynamic(name, leaf) for name, leaf in leaves.items()})
     positional = [n for n in example if n.startswith("args")]
-    with _quiet(), torch.no_grad():
+    with _quiet(), symbolic_int(model), torch.no_grad():
         _initialize_lazy(model, example)
         try:
             exported = torch.export.export(

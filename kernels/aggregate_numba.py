@@ -1,0 +1,150 @@
+"""CPU code of `aggregate`: a block of channels of one row at a time, in registers."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gnnfx.kernels.compile_numba import choose_lanes, compiled
+from gnnfx.kernels.csr import reject_large
+from gnnfx.kernels.csr_numba import piece_start, source, source_ahead
+from gnnfx.kernels.epilogue_numba import (
+    CHANNELS,
+    FIRST_FREE,
+    PIECES,
+    ROW_SCALE,
+    ROWS,
+    epilogue_arguments,
+    finish,
+)
+from gnnfx.kernels.threads import address, count_pieces, launch
+from gnnfx.kernels.vectors_numba import (
+    greater,
+    lesser,
+    load_f32,
+    prefetch,
+    read_f32,
+    read_i32,
+    splat_f32,
+    take_piece,
+)
+
+X, SRC, ROWPTR, EDGES, WEIGHT, MEAN, SELF_WEIGHT, HEADS = range(FIRST_FREE, FIRST_FREE + 8)
+
+
+def _reduce(lanes, reduce, weighted):
+    """One reduction; `weighted` takes a factor for each edge and head."""
+    start = np.float32({"sum": 0, "max": -np.inf, "min": np.inf}[reduce])
+    greatest, least, row_bytes = reduce == "max", reduce == "min", 4 * lanes
+
+    def kernel(a):
+        rows, width, rowptr, src, x = a[ROWS], a[CHANNELS], a[ROWPTR], a[SRC], a[X]
+        last_edge, heads, weight = a[EDGES] - 1, a[HEADS], a[WEIGHT]
+        channels = width // heads
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            begin = piece_start(rowptr, rows, a[PIECES], piece)
+            for row in range(begin, piece_start(rowptr, rows, a[PIECES], piece + 1)):
+                first, stop = read_i32(rowptr + 4 * row), read_i32(rowptr + 4 * row + 4)
+                for head in range(heads):
+                    channel, end = head * channels, (head + 1) * channels
+                    while channel < end:
+                        channel = min(channel, end - lanes)
+                        column = x + 4 * channel
+                        total = splat_f32(start, lanes)
+                        for edge in range(first, stop):
+                            ahead = source_ahead(src, edge, last_edge)
+                            prefetch(column + 4 * width * ahead, row_bytes)
+                            value = load_f32(column + 4 * width * source(src, edge), lanes)
+                            if weighted:
+                                factor = read_f32(weight + 4 * (edge * heads + head))
+                                value = value * splat_f32(factor, lanes)
+                            if greatest:
+                                total = greater(total, value)
+                            elif least:
+                                total = lesser(total, value)
+                            else:
+                                total = total + value
+                        if first == stop:
+                            total = splat_f32(np.float32(0), lanes)
+                        if a[MEAN] != 0:
+                            degree = np.float32(max(stop - first, 1))
+                            total = total / splat_f32(degree, lanes)
+                        if a[ROW_SCALE] != 0:
+                            total = total * splat_f32(read_f32(a[ROW_SCALE] + 4 * row), lanes)
+                        if a[SELF_WEIGHT] != 0:
+                            own = load_f32(column + 4 * width * row, lanes)
+                            total = total + splat_f32(read_f32(a[SELF_WEIGHT]), lanes) * own
+                        finish(total, a, row, channel)
+                        channel += lanes
+
+    return kernel
+
+
+def reject_aggregate(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    weight: Tensor | None = None,
+    reduce: str = "sum",
+    row_scale: Tensor | None = None,
+    self_weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> str | None:
+    for name, operand in {
+        "x": x,
+        "weight": weight,
+        "row_scale": row_scale,
+        "bias": bias,
+        "residual": residual,
+    }.items():
+        if operand is not None and not operand.is_contiguous():
+            return f"{name} is not contiguous"
+        if operand is not None and operand.dtype != torch.float32:
+            return f"{name} is {operand.dtype}; the kernel takes float32"
+    return reject_large(rowptr, src)
+
+
+def aggregate(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    weight: Tensor | None = None,
+    reduce: str = "sum",
+    row_scale: Tensor | None = None,
+    self_weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
+    out = torch.empty((num_rows, *x.shape[1:]), dtype=torch.float32)
+    if out.numel() == 0:
+        return out
+    heads = weight.shape[1] if weight is not None and weight.dim() == 2 else 1
+    width = x.shape[1:].numel()
+    epilogue = epilogue_arguments(num_rows, width, out, row_scale, bias, residual, activation)
+    args = [
+        *epilogue,
+        address(x),
+        address(src),
+        address(rowptr),
+        edges,
+        address(weight),
+        reduce == "mean",
+        address(self_weight),
+        heads,
+    ]
+    lanes = choose_lanes(width // heads)
+    kind = "sum" if reduce == "mean" else reduce
+    kernel = compiled(_reduce, lanes, kind, weight is not None)
+    launch(kernel, count_pieces((edges + num_rows) * width, num_rows), args)
+    return out

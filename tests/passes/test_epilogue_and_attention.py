@@ -1,0 +1,127 @@
+"""fuse-epilogue and fuse-attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gnnfx.passes.fuse_attention import FuseAttention
+from gnnfx.passes.fuse_epilogue import FuseEpilogue
+from tests.passes.rewriting import body, check_second_run, check_values, edges, rewrite
+
+EPILOGUE = """\
+program finish(x: f32[N, 8], rowptr: i32[N + 1], src: i32[E], r: f32[N, 8], c: f32[N])
+  b: f32[8] = param('bias')
+  e: f32[1] = param('eps')
+  a: f32[N, 8] = aggregate(x, rowptr, src)
+  s: f32[N, 8] = aten.mul.Tensor(e, x)
+  t: f32[N, 8] = aten.add.Tensor(a, s)
+  u: f32[N, 8] = aten.add.Tensor(t, b)
+  v: f32[N, 8] = aten.add.Tensor(r, u)
+  y: f32[N, 8] = aten.relu.default(v)
+  return (y,)
+"""
+
+
+def _inputs() -> tuple[torch.Tensor, ...]:
+    rowptr, by_dst, _ = torch.ops.gnnfx.compress(*edges(5, 17), 5)
+    return torch.randn(5, 8), rowptr, by_dst, torch.randn(5, 8), torch.rand(5)
+
+
+def test_self_term_bias_residual_and_relu_become_one_op() -> None:
+    before, after, _ = rewrite(FuseEpilogue(), EPILOGUE)
+    assert body(after) == ["aten.view.default", "aggregate"]
+    args = next(after.find("aggregate")).args
+    assert args["activation"] == "relu"
+    assert None not in (args["self_weight"], args["bias"], args["residual"])
+    check_values(before, after, *_inputs())
+    check_second_run(FuseEpilogue(), after)
+
+
+def test_a_row_scale_comes_first() -> None:
+    text = EPILOGUE.replace("aten.mul.Tensor(e, x)", "aten.unsqueeze.default(c, 1)").replace(
+        "s: f32[N, 8]", "s: f32[N, 1]"
+    )
+    text = text.replace("aten.add.Tensor(a, s)", "aten.mul.Tensor(a, s)")
+    before, after, _ = rewrite(FuseEpilogue(), text)
+    assert next(after.find("aggregate")).args["row_scale"].name == "c"
+    check_values(before, after, *_inputs())
+
+
+def test_a_value_that_others_read_is_not_absorbed() -> None:
+    _, after, ctx = rewrite(FuseEpilogue(), EPILOGUE.replace("return (y,)", "return (y, v)"))
+    assert "aten.relu.default" in body(after)
+    assert any("is also used by" in r.text for r in ctx.remarks)
+
+
+GAT = """\
+program gat(x: f32[N, 2, 4], s: f32[N, 2], t: f32[N, 2], i: i64[E], j: i64[E], f: f32[E, 2])
+  n: int[N] = aten.sym_size.int(x, 0)
+  k: (i32[N + 1], i32[E], i32[E]) = compress(i, j, n)
+  rowptr: i32[N + 1] = getitem(k, 0)
+  src: i32[E] = getitem(k, 1)
+  perm: i32[E] = getitem(k, 2)
+  dst: i64[E] = gather(j, perm)
+  g: f32[E, 2] = gather(s, src)
+  h: f32[E, 2] = gather(t, dst)
+  a: f32[E, 2] = aten.add.Tensor(g, h)
+  o: f32[E, 2] = gather(f, perm)
+  l: f32[E, 2] = aten.leaky_relu.default(a, 0.1)
+  w: f32[E, 2] = segment_softmax(l, rowptr)
+  y: f32[N, 2, 4] = aggregate(x, rowptr, src, w)
+  return (y,)
+"""
+
+
+@pytest.mark.parametrize("edge_term", [False, True])
+def test_gat_becomes_one_op(edge_term: bool) -> None:
+    text = GAT
+    if edge_term:
+        text = GAT.replace("  l: f32", "  b: f32[E, 2] = aten.add.Tensor(a, o)\n  l: f32")
+        text = text.replace("leaky_relu.default(a", "leaky_relu.default(b")
+    before, after, _ = rewrite(FuseAttention(), text)
+    attend = next(after.find("attend_gat"))
+    assert (attend.args["a_edge"] is not None) is edge_term
+    assert attend.args["negative_slope"] == 0.1
+    values = torch.randn(5, 2, 4), torch.randn(5, 2), torch.randn(5, 2)
+    check_values(before, after, *values, *edges(5, 17), torch.randn(17, 2))
+    check_second_run(FuseAttention(), after)
+
+
+def test_gatv2_becomes_one_op() -> None:
+    text = """\
+program gatv2(x: f32[N, 2, 4], z: f32[N, 2, 4], i: i64[E], j: i64[E])
+  t: f32[1, 2, 4] = param('att')
+  n: int[N] = aten.sym_size.int(x, 0)
+  k: (i32[N + 1], i32[E], i32[E]) = compress(i, j, n)
+  rowptr: i32[N + 1] = getitem(k, 0)
+  src: i32[E] = getitem(k, 1)
+  perm: i32[E] = getitem(k, 2)
+  dst: i64[E] = gather(j, perm)
+  g: f32[E, 2, 4] = gather(x, src)
+  h: f32[E, 2, 4] = gather(z, dst)
+  a: f32[E, 2, 4] = aten.add.Tensor(h, g)
+  l: f32[E, 2, 4] = aten.leaky_relu.default(a, 0.2)
+  m: f32[E, 2, 4] = aten.mul.Tensor(l, t)
+  s: f32[E, 2] = aten.sum.dim_IntList(m, [-1])
+  w: f32[E, 2] = segment_softmax(s, rowptr)
+  y: f32[N, 2, 4] = aggregate(x, rowptr, src, w)
+  return (y,)
+"""
+    before, after, _ = rewrite(FuseAttention(), text)
+    assert "attend_gatv2" in body(after)
+    check_values(before, after, torch.randn(5, 2, 4), torch.randn(5, 2, 4), *edges(5, 17))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        pytest.param("leaky_relu.default(a, 0.1)", "tanh.default(a)", "neither GAT", id="score"),
+        pytest.param("gather(t, dst)", "gather(t, src)", "lacks", id="no-destination"),
+        pytest.param("rowptr, src, w)", "rowptr, src, w, 'mean')", "sum per head", id="mean"),
+    ],
+)
+def test_other_attention_stays_and_says_why(old: str, new: str, reason: str) -> None:
+    before, after, ctx = rewrite(FuseAttention(), GAT.replace(old, new))
+    assert after is before
+    assert reason in ctx.remarks[0].text
