@@ -25,6 +25,7 @@ from gnnfx.report import Report
 
 # Sums are reordered, never rounded more coarsely: float32 noise on outputs of order 1.
 _TOLERANCE = 1e-4
+_ROWS_LOOKED_AT = 1000
 
 
 def optimize(
@@ -51,6 +52,8 @@ def optimize(
     ctx = PassContext(chosen)
     args = None if example_inputs is None else _as_tuple(example_inputs)
     traced = trace(model, args, example_kwargs)
+    if args is not None or example_kwargs is not None:
+        ctx.densities = _densities(flatten(traced.example))
     program = PassManager(float_passes()).run(traced.program, ctx)
     for sizes in (TRACE_SIZES, CHECK_SIZES):
         _verify_outputs(model, traced, program, resize(flatten(traced.example), sizes))
@@ -59,6 +62,15 @@ def optimize(
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     name = policy if isinstance(policy, str) else "custom"
     return OptimizedModule(traced, program, Report.of(name, before, program, ctx.remarks))
+
+
+def _densities(leaves: dict[str, Any]) -> dict[str, float]:
+    """Share of non-zeros in the first rows of each feature matrix of the user's example."""
+    return {
+        name.replace(".", "_"): float((leaf[:_ROWS_LOOKED_AT] != 0).float().mean())
+        for name, leaf in leaves.items()
+        if isinstance(leaf, Tensor) and leaf.dim() == 2 and leaf.is_floating_point() and len(leaf)
+    }
 
 
 def _as_tuple(example_inputs: Any) -> tuple[Any, ...]:

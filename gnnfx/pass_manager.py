@@ -39,10 +39,12 @@ class PassContext:
     """What passes share in one run.
 
     ranges: observed (lowest, highest) of each observed value, by observer name.
+    densities: share of values that are not zero in each input of the user's example.
     """
 
     policy: Policy = field(default_factory=Policy)
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    densities: dict[str, float] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
     pass_name: str = ""
 

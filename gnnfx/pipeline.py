@@ -17,6 +17,7 @@ from gnnfx.passes.fuse_requantize import FuseRequantize
 from gnnfx.passes.insert_observers import InsertObservers
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
+from gnnfx.passes.select_sparse_linear import SelectSparseLinear
 from gnnfx.passes.separate_norm import SeparateNorm
 
 
@@ -37,6 +38,7 @@ def float_passes() -> list[Pass]:
         Reassociate(),
         FuseEpilogue(),
         FoldConstants(),
+        SelectSparseLinear(),
     ]
 
 

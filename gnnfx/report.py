@@ -18,6 +18,7 @@ _COMPUTE = (
     "aten.mm.default",
     "aten.addmm.default",
     "aten.matmul.default",
+    "sparse_linear",
     "gather",
     "scatter",
     "edge_softmax",

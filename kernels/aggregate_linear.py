@@ -22,7 +22,7 @@ from gnnfx.kernels.aggregate import (
     quantized_aggregate_reference,
 )
 from gnnfx.kernels.csr import arguments, sample_graphs, sample_large_graph
-from gnnfx.kernels.launch import triton_impl
+from gnnfx.kernels.launch import numba_impl, triton_impl
 from gnnfx.kernels.quantize import code_range, pack, sample_qparams
 
 
@@ -249,6 +249,9 @@ QUANTIZED_AGGREGATE_LINEAR = register(
         fake,
         cost,
         samples,
-        impls=(triton_impl("gnnfx.kernels.aggregate_linear_triton", "quantized_aggregate_linear"),),
+        impls=(
+            numba_impl("gnnfx.kernels.aggregate_linear_cpu", "quantized_aggregate_linear"),
+            triton_impl("gnnfx.kernels.aggregate_linear_triton", "quantized_aggregate_linear"),
+        ),
     )
 )

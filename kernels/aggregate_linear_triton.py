@@ -53,6 +53,9 @@ def _quantized_aggregate_linear(
     num_rows,
     num_outs,
     channels,
+    x_width,
+    weight_width,
+    out_width,
     BITS: tl.constexpr,
     WEIGHT_BITS: tl.constexpr,
     OUT_BITS: tl.constexpr,
@@ -90,7 +93,7 @@ def _quantized_aggregate_linear(
             edges = edge + tl.arange(0, BLOCK_E)
             live = edges < num_edges
             sources = tl.load(src_ptr + edges, mask=live, other=0).to(tl.int64)
-            codes = load_codes(x_ptr, sources, live, k, channels, BITS, BLOCK_K)
+            codes = load_codes(x_ptr, sources, live, k, x_width, BITS, BLOCK_K)
             member = (edges[None, :] >= starts[:, None]) & (edges[None, :] < ends[:, None])
             total = tl.dot(member.to(tl.int8), codes, total, out_dtype=tl.int32)
         mid = (total - zero_point * degree).to(tl.float32)
@@ -98,14 +101,14 @@ def _quantized_aggregate_linear(
             mid = tl.math.div_rn(mid, tl.maximum(degree, 1).to(tl.float32))
         mid *= multiplier
         if self_weight_ptr is not None:
-            own = load_codes(x_ptr, rows, row_mask, k, channels, BITS, BLOCK_K).to(tl.int32)
+            own = load_codes(x_ptr, rows, row_mask, k, x_width, BITS, BLOCK_K).to(tl.int32)
             mid += tl.load(self_weight_ptr) * (scale * (own - zero_point).to(tl.float32))
         # Channels past the last one meet weights of 0, so their codes do not matter.
         mid_codes = to_codes(mid, mid_scale, mid_zero_point, 8).to(tl.int8)
-        w = load_codes(weight_ptr, outs, out_mask, k, channels, WEIGHT_BITS, BLOCK_K)
+        w = load_codes(weight_ptr, outs, out_mask, k, weight_width, WEIGHT_BITS, BLOCK_K)
         acc = tl.dot(mid_codes, tl.trans(w), acc, out_dtype=tl.int32)
     if mid_zero_point != 0:
-        sums = weight_sums(weight_ptr, outs, out_mask, channels, WEIGHT_BITS, BLOCK_K)
+        sums = weight_sums(weight_ptr, outs, out_mask, channels, weight_width, WEIGHT_BITS, BLOCK_K)
         acc -= mid_zero_point * sums[None, :]
     weight_scale = tl.load(weight_scale_ptr + outs, mask=out_mask, other=0.0)
     multiplier = (mid_scale * weight_scale)[None, :]
@@ -113,7 +116,18 @@ def _quantized_aggregate_linear(
         multiplier *= tl.load(row_scale_ptr + rows, mask=row_mask, other=0.0)[:, None]
     y = acc.to(tl.float32) * multiplier
     y = add_bias(y, bias_ptr, None, rows, row_mask, 0, num_outs, RELU)
-    store_rows(out_ptr, y, rows, row_mask, 0, num_outs, out_scale_ptr, out_zero_point_ptr, OUT_BITS)
+    store_rows(
+        out_ptr,
+        y,
+        rows,
+        row_mask,
+        0,
+        num_outs,
+        out_width,
+        out_scale_ptr,
+        out_zero_point_ptr,
+        OUT_BITS,
+    )
 
 
 def reject_quantized_aggregate_linear(
@@ -200,6 +214,9 @@ def quantized_aggregate_linear(
         rows,
         outs,
         channels,
+        x.shape[1],
+        weight.shape[1],
+        out.shape[1],
         BITS=bits,
         WEIGHT_BITS=weight_bits,
         OUT_BITS=out_bits,

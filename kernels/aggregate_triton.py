@@ -94,7 +94,7 @@ def _aggregate(
         own = load_rows(x_ptr, rows, row_mask, first, channels, BLOCK_C)
         y += tl.load(self_weight_ptr) * own
     y = add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, channels, RELU)
-    store_rows(out_ptr, y, rows, row_mask, first, channels, None, None, 8)
+    store_rows(out_ptr, y, rows, row_mask, first, channels, channels, None, None, 8)
 
 
 @triton.jit
@@ -114,6 +114,8 @@ def _quantized_aggregate(
     out_zero_point_ptr,
     out_ptr,
     channels,
+    x_width,
+    out_width,
     BITS: tl.constexpr,
     OUT_BITS: tl.constexpr,
     REDUCE: tl.constexpr,
@@ -137,7 +139,7 @@ def _quantized_aggregate(
             edges = edge + tl.arange(0, BLOCK_E)
             live = edges < end
             sources = tl.load(src_ptr + edges, mask=live, other=0).to(tl.int64)
-            codes = load_codes(x_ptr, sources, live, first, channels, BITS, BLOCK_C).to(tl.int32)
+            codes = load_codes(x_ptr, sources, live, first, x_width, BITS, BLOCK_C).to(tl.int32)
             codes = tl.where(live[:, None], codes, EMPTY)
             best = tl.maximum(best, codes) if REDUCE == "max" else tl.minimum(best, codes)
         if REDUCE == "max":
@@ -155,7 +157,7 @@ def _quantized_aggregate(
                 edges = edge + tl.arange(0, BLOCK_E)
                 live = edges < end
                 sources = tl.load(src_ptr + edges, mask=live, other=0).to(tl.int64)
-                codes = load_codes(x_ptr, sources, live, first, channels, BITS, BLOCK_C)
+                codes = load_codes(x_ptr, sources, live, first, x_width, BITS, BLOCK_C)
                 codes = codes.to(tl.int32)
                 if weight_ptr is not None:
                     weights = tl.load(weight_ptr + edges, mask=live, other=0).to(tl.int32)
@@ -179,11 +181,20 @@ def _quantized_aggregate(
     rows = row + tl.zeros((1,), dtype=tl.int64)
     row_mask = rows >= 0
     if self_weight_ptr is not None:
-        own = load_codes(x_ptr, rows, row_mask, first, channels, BITS, BLOCK_C).to(tl.int32)
+        own = load_codes(x_ptr, rows, row_mask, first, x_width, BITS, BLOCK_C).to(tl.int32)
         y += tl.load(self_weight_ptr) * (scale * (own - zero_point).to(tl.float32))
     y = add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, channels, RELU)
     store_rows(
-        out_ptr, y, rows, row_mask, first, channels, out_scale_ptr, out_zero_point_ptr, OUT_BITS
+        out_ptr,
+        y,
+        rows,
+        row_mask,
+        first,
+        channels,
+        out_width,
+        out_scale_ptr,
+        out_zero_point_ptr,
+        OUT_BITS,
     )
 
 
@@ -332,6 +343,8 @@ def quantized_aggregate(
         out_zero_point,
         out,
         channels,
+        x.shape[1],
+        out.shape[1],
         BITS=bits,
         OUT_BITS=out_bits,
         REDUCE=reduce,

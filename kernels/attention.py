@@ -27,7 +27,7 @@ from gnnfx.kernels.csr import (
     sample_graphs,
     sample_large_graph,
 )
-from gnnfx.kernels.launch import triton_impl
+from gnnfx.kernels.launch import numba_impl, triton_impl
 from gnnfx.kernels.quantize import dequantize_reference, sample_qparams
 from gnnfx.kernels.softmax import reference as segment_softmax
 
@@ -307,7 +307,7 @@ def attend_gatv2_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
             attend_gatv2_reference,
             rand(rows, heads, channels),
             rand(rowptr.shape[0] - 1, heads, channels),
-            rand(heads, channels) * (0.1, 3)[i % 2],
+            rand(heads, channels) * (0.1, 0.5)[i % 2],
             rowptr,
             src,
             0.2 if i % 4 else 0.01,
@@ -335,7 +335,10 @@ ATTEND_GAT = register(
         fake=attend_gat_fake,
         cost=attend_gat_cost,
         samples=attend_gat_samples,
-        impls=(triton_impl("gnnfx.kernels.attention_triton", "attend_gat"),),
+        impls=(
+            numba_impl("gnnfx.kernels.attention_numba", "attend_gat"),
+            triton_impl("gnnfx.kernels.attention_triton", "attend_gat"),
+        ),
         differentiable=True,
     )
 )
@@ -346,7 +349,10 @@ QUANTIZED_ATTEND_GAT = register(
         fake=quantized_attend_gat_fake,
         cost=quantized_attend_gat_cost,
         samples=quantized_attend_gat_samples,
-        impls=(triton_impl("gnnfx.kernels.attention_triton", "quantized_attend_gat"),),
+        impls=(
+            numba_impl("gnnfx.kernels.attention_numba", "quantized_attend_gat"),
+            triton_impl("gnnfx.kernels.attention_triton", "quantized_attend_gat"),
+        ),
     )
 )
 ATTEND_GATV2 = register(
@@ -356,7 +362,10 @@ ATTEND_GATV2 = register(
         fake=attend_gatv2_fake,
         cost=attend_gatv2_cost,
         samples=attend_gatv2_samples,
-        impls=(triton_impl("gnnfx.kernels.attention_triton", "attend_gatv2"),),
+        impls=(
+            numba_impl("gnnfx.kernels.attention_numba", "attend_gatv2"),
+            triton_impl("gnnfx.kernels.attention_triton", "attend_gatv2"),
+        ),
         differentiable=True,
     )
 )
@@ -367,6 +376,9 @@ QUANTIZED_ATTEND_GATV2 = register(
         fake=quantized_attend_gatv2_fake,
         cost=quantized_attend_gatv2_cost,
         samples=quantized_attend_gatv2_samples,
-        impls=(triton_impl("gnnfx.kernels.attention_triton", "quantized_attend_gatv2"),),
+        impls=(
+            numba_impl("gnnfx.kernels.attention_numba", "quantized_attend_gatv2"),
+            triton_impl("gnnfx.kernels.attention_triton", "quantized_attend_gatv2"),
+        ),
     )
 )

@@ -70,10 +70,13 @@ def to_codes(y, scale, zero_point, BITS: tl.constexpr):
 
 
 @triton.jit
-def load_codes(x_ptr, rows, row_mask, first, channels, BITS: tl.constexpr, COLS: tl.constexpr):
-    """Codes [R, COLS], as int8, of the channels `first`.. of `rows` (int64 [R]); 0 outside."""
+def load_codes(x_ptr, rows, row_mask, first, width, BITS: tl.constexpr, COLS: tl.constexpr):
+    """Codes [R, COLS], as int8, of the channels `first`.. of `rows` (int64 [R]); 0 outside.
+
+    `width` is the bytes of a row, an argument of the launch: only of those does the compiler know
+    that they are multiples of 16, which it must to load more than a byte at a time.
+    """
     PER_BYTE: tl.constexpr = 8 // BITS
-    width = (channels + PER_BYTE - 1) // PER_BYTE
     cols = first // PER_BYTE + tl.arange(0, COLS // PER_BYTE)
     mask = row_mask[:, None] & (cols < width)[None, :]
     packed = tl.load(x_ptr + rows[:, None] * width + cols[None, :], mask=mask, other=0)
@@ -118,23 +121,26 @@ def store_rows(
     row_mask,
     first,
     channels,
+    width,
     out_scale_ptr,
     out_zero_point_ptr,
     OUT_BITS: tl.constexpr,
 ):
-    """Store y (f32 [R, C]) as the channels `first`.. of `rows`: as codes if there is a scale."""
+    """Store y (f32 [R, C]) as the channels `first`.. of `rows`: as codes if there is a scale.
+
+    Rows have `channels` channels and take up `width` elements.
+    """
     COLS: tl.constexpr = y.shape[1]
     cols = first + tl.arange(0, COLS)
     inside = cols < channels
     if out_scale_ptr is None:
         mask = row_mask[:, None] & inside[None, :]
-        tl.store(out_ptr + rows[:, None] * channels + cols[None, :], y, mask=mask)
+        tl.store(out_ptr + rows[:, None] * width + cols[None, :], y, mask=mask)
     else:
         PER_BYTE: tl.constexpr = 8 // OUT_BITS
         codes = to_codes(y, tl.load(out_scale_ptr), tl.load(out_zero_point_ptr), OUT_BITS)
         # The codes that fill up the last byte are 0, whatever the zero point is.
         codes = tl.where(inside[None, :], codes, 0)
-        width = (channels + PER_BYTE - 1) // PER_BYTE
         places = first // PER_BYTE + tl.arange(0, COLS // PER_BYTE)
         mask = row_mask[:, None] & (places < width)[None, :]
         tl.store(out_ptr + rows[:, None] * width + places[None, :], pack(codes, OUT_BITS), mask)

@@ -25,11 +25,13 @@ from gnnfx.kernels.codes_triton import (
 
 
 @triton.jit
-def weight_sums(weight_ptr, outs, out_mask, channels, BITS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Sums (int32 [R]) of the rows `outs` of weight codes [O, channels]."""
+def weight_sums(
+    weight_ptr, outs, out_mask, channels, width, BITS: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Sums (int32 [R]) of the rows `outs` of weight codes [O, channels], `width` bytes a row."""
     total = tl.zeros((outs.shape[0],), dtype=tl.int32)
     for k in range(0, channels, BLOCK_K):
-        codes = load_codes(weight_ptr, outs, out_mask, k, channels, BITS, BLOCK_K)
+        codes = load_codes(weight_ptr, outs, out_mask, k, width, BITS, BLOCK_K)
         total += tl.sum(codes.to(tl.int32), axis=1)
     return total
 
@@ -50,6 +52,9 @@ def _quantized_linear(
     num_rows,
     num_outs,
     channels,
+    x_width,
+    weight_width,
+    out_width,
     BITS: tl.constexpr,
     WEIGHT_BITS: tl.constexpr,
     OUT_BITS: tl.constexpr,
@@ -66,12 +71,12 @@ def _quantized_linear(
     out_mask = outs < num_outs
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
     for k in range(0, channels, BLOCK_K):
-        x = load_codes(x_ptr, rows, row_mask, k, channels, BITS, BLOCK_K)
-        w = load_codes(weight_ptr, outs, out_mask, k, channels, WEIGHT_BITS, BLOCK_K)
+        x = load_codes(x_ptr, rows, row_mask, k, x_width, BITS, BLOCK_K)
+        w = load_codes(weight_ptr, outs, out_mask, k, weight_width, WEIGHT_BITS, BLOCK_K)
         acc = tl.dot(x, tl.trans(w), acc, out_dtype=tl.int32)
     zero_point = tl.load(zero_point_ptr)
     if zero_point != 0:
-        sums = weight_sums(weight_ptr, outs, out_mask, channels, WEIGHT_BITS, BLOCK_K)
+        sums = weight_sums(weight_ptr, outs, out_mask, channels, weight_width, WEIGHT_BITS, BLOCK_K)
         acc -= zero_point * sums[None, :]
     weight_scale = tl.load(weight_scale_ptr + outs, mask=out_mask, other=0.0)
     multiplier = (tl.load(scale_ptr) * weight_scale)[None, :]
@@ -80,7 +85,16 @@ def _quantized_linear(
     y = acc.to(tl.float32) * multiplier
     y = add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, num_outs, RELU)
     store_rows(
-        out_ptr, y, rows, row_mask, first, num_outs, out_scale_ptr, out_zero_point_ptr, OUT_BITS
+        out_ptr,
+        y,
+        rows,
+        row_mask,
+        first,
+        num_outs,
+        out_width,
+        out_scale_ptr,
+        out_zero_point_ptr,
+        OUT_BITS,
     )
 
 
@@ -148,6 +162,9 @@ def quantized_linear(
         rows,
         outs,
         channels,
+        x.shape[1],
+        weight.shape[1],
+        out.shape[1],
         BITS=bits,
         WEIGHT_BITS=weight_bits,
         OUT_BITS=out_bits,

@@ -34,6 +34,7 @@ def _quantize(
     out_ptr,
     num_rows,
     channels,
+    width,
     rows_per_scale,
     BITS: tl.constexpr,
     SIMULATE: tl.constexpr,
@@ -50,9 +51,11 @@ def _quantize(
     if SIMULATE:
         scale, zero_point = tl.load(scale_ptr), tl.load(zero_point_ptr)
         y = (to_codes(y, scale, zero_point, BITS) - zero_point).to(tl.float32) * scale
-        store_rows(out_ptr, y, rows, row_mask, first, channels, None, None, BITS)
+        store_rows(out_ptr, y, rows, row_mask, first, channels, width, None, None, BITS)
     else:
-        store_rows(out_ptr, y, rows, row_mask, first, channels, scale_ptr, zero_point_ptr, BITS)
+        store_rows(
+            out_ptr, y, rows, row_mask, first, channels, width, scale_ptr, zero_point_ptr, BITS
+        )
 
 
 @triton.jit
@@ -63,6 +66,7 @@ def _dequantize(
     out_ptr,
     num_rows,
     channels,
+    width,
     BITS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -71,9 +75,9 @@ def _dequantize(
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row_mask = rows < num_rows
     first = tl.program_id(1) * COLS
-    codes = load_codes(x_ptr, rows, row_mask, first, channels, BITS, COLS).to(tl.int32)
+    codes = load_codes(x_ptr, rows, row_mask, first, width, BITS, COLS).to(tl.int32)
     y = (codes - tl.load(zero_point_ptr)).to(tl.float32) * tl.load(scale_ptr)
-    store_rows(out_ptr, y, rows, row_mask, first, channels, None, None, BITS)
+    store_rows(out_ptr, y, rows, row_mask, first, channels, channels, None, None, BITS)
 
 
 @triton.jit
@@ -180,6 +184,7 @@ def _launch_quantize(
         out,
         rows,
         channels,
+        out.shape[-1],
         per_scale,
         BITS=bits,
         SIMULATE=simulate,
@@ -209,6 +214,7 @@ def dequantize(
         out,
         rows,
         channels,
+        codes.shape[-1],
         BITS=bits,
         ROWS=block_rows,
         COLS=block_cols,

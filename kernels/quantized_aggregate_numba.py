@@ -27,7 +27,7 @@ from gnnfx.kernels.epilogue_numba import (
     finish,
 )
 from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
-from gnnfx.kernels.threads import address, count_pieces, launch
+from gnnfx.kernels.threads import Kernel, address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
     greater,
     lesser,
@@ -249,12 +249,59 @@ def quantized_aggregate(
     bits: int = 8,
     out_bits: int = 8,
 ) -> Tensor:
-    num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
-    codes = unpack_codes(x, channels, bits)
+    num_rows = rowptr.shape[0] - 1
     dtype = torch.float32 if out_scale is None else torch.int8
     out = torch.empty((num_rows, channels), dtype=dtype)
-    if out.numel() == 0:
-        return out if out_scale is None else pack_codes(out, out_bits)
+    if out.numel():
+        aggregate_rows(
+            unpack_codes(x, channels, bits),
+            scale,
+            zero_point,
+            rowptr,
+            src,
+            out,
+            0,
+            weight,
+            weight_scale,
+            reduce,
+            row_scale,
+            self_weight,
+            bias,
+            residual,
+            activation,
+            out_scale,
+            out_zero_point,
+            out_bits,
+        )
+    return out if out_scale is None else pack_codes(out, out_bits)
+
+
+def aggregate_rows(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    out: Tensor,
+    first_row: int,
+    weight: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    reduce: str = "sum",
+    row_scale: Tensor | None = None,
+    self_weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_bits: int = 8,
+) -> None:
+    """Write adjacent rows of the result to `out` [n, C]: floats, or int8 codes of `out_bits`.
+
+    The rows begin at `first_row` of the graph; `rowptr` [n + 1] and what belongs to rows are
+    theirs alone, `codes`, `src` and `weight` those of the whole graph.
+    """
+    num_rows, channels = out.shape
     epilogue = epilogue_arguments(
         num_rows,
         channels,
@@ -272,8 +319,8 @@ def quantized_aggregate(
         address(codes),
         address(src),
         address(rowptr),
-        edges,
-        address(codes),
+        src.shape[0],
+        address(codes) + first_row * channels,
         address(scale),
         address(zero_point),
         reduce == "mean",
@@ -281,13 +328,14 @@ def quantized_aggregate(
         address(weight),
         address(weight_scale),
     ]
+    # A guess for a part of the graph: the pieces themselves are cut by the edges there are.
+    edges = src.shape[0] * num_rows // max(num_rows, codes.shape[0])
     operations = (edges + num_rows) * channels >> _OPERATIONS_SHIFT
     kernel = _choose_kernel(channels, reduce, weight is not None)
     launch(kernel, count_pieces(operations, num_rows), args)
-    return out if out_scale is None else pack_codes(out, out_bits)
 
 
-def _choose_kernel(channels: int, reduce: str, weighted: bool):
+def _choose_kernel(channels: int, reduce: str, weighted: bool) -> Kernel:
     lanes = choose_lanes(channels)
     if reduce in ("max", "min"):
         return compiled(_extreme, lanes, reduce == "max")

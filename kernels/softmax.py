@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.csr import num_bytes, row_of_edge, sample_graphs, sample_large_graph
-from gnnfx.kernels.launch import triton_impl
+from gnnfx.kernels.launch import numba_impl, triton_impl
 
 
 def reference(logits: Tensor, rowptr: Tensor) -> Tensor:
@@ -52,7 +52,10 @@ SEGMENT_SOFTMAX = register(
         fake,
         cost,
         samples,
-        impls=(triton_impl("gnnfx.kernels.softmax_triton", "segment_softmax"),),
+        impls=(
+            numba_impl("gnnfx.kernels.softmax_numba", "segment_softmax"),
+            triton_impl("gnnfx.kernels.softmax_triton", "segment_softmax"),
+        ),
         differentiable=True,
     )
 )

@@ -401,3 +401,99 @@ def unpack_fields(typingctx, packed, bits):
         return builder.ashr(builder.shl(repeated, ir.Constant(vector.llvm, left)), right)
 
     return vector(packed, bits), codegen
+
+
+# For attention: rows of floats or codes alike, sums across lanes, exp, and scratch memory.
+
+
+@intrinsic
+def load_row(typingctx, base, index, like):
+    """Floats from a row that holds the element type of `like`, int8 or float32, from `index` on."""
+    stored, vector = Vector(like.element, like.lanes), Vector("f32", like.lanes)
+
+    def codegen(context, builder, sig, args):
+        size = _I64(1 if like.element == "i8" else 4)
+        place = builder.add(args[0], builder.mul(args[1], size))
+        value = builder.load(_pointer(builder, place, stored.llvm), align=1, typ=stored.llvm)
+        return builder.sitofp(value, vector.llvm) if like.element == "i8" else value
+
+    return vector(types.int64, types.int64, like), codegen
+
+
+@intrinsic
+def add_lanes(typingctx, value):
+    """Sum of all lanes, in any order."""
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(_F32, [_F32, value.llvm])
+        name = f"llvm.vector.reduce.fadd.v{value.lanes}f32"
+        function = builder.module.declare_intrinsic(name, (), kind)
+        return builder.call(function, [_F32(0.0), args[0]], fastmath=("reassoc",))
+
+    return types.float32(value), codegen
+
+
+@intrinsic
+def merge_lanes(typingctx, left, right, count):
+    """The first `count` lanes of `left`, the others of `right`."""
+
+    def codegen(context, builder, sig, args):
+        lane = ir.Constant(ir.VectorType(_I64, left.lanes), [_I64(i) for i in range(left.lanes)])
+        is_left = builder.icmp_signed("<", lane, _splat(builder, args[2], left.lanes))
+        return builder.select(is_left, args[0], args[1])
+
+    return left(left, right, types.int64), codegen
+
+
+_LOG2_E, _LN2_HIGH, _LN2_LOW = 1.44269504, 0.693359375, -2.12194440e-4
+_LEAST_EXP = -87.0
+_EXP_TERMS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1)
+
+
+@intrinsic
+def exp(typingctx, value):
+    """exp of numbers up to 0, to about 1e-7 of the result; 0 below exp(-87), NaN for NaN."""
+
+    def codegen(context, builder, sig, args):
+        vector, integers = value.llvm, ir.VectorType(_I32, value.lanes)
+
+        def constant(number):
+            return ir.Constant(vector, [_F32(number)] * value.lanes)
+
+        def multiply_add(left, right, addend):
+            return builder.fadd(builder.fmul(left, right), addend)
+
+        x = args[0]
+        tiny = builder.fcmp_ordered("<", x, constant(_LEAST_EXP))
+        x = builder.select(tiny, constant(0.0), x)
+        kind = ir.FunctionType(vector, [vector])
+        rint = builder.module.declare_intrinsic(f"llvm.rint.v{value.lanes}f32", (), kind)
+        power = builder.call(rint, [builder.fmul(x, constant(_LOG2_E))])
+        rest = multiply_add(power, constant(-_LN2_HIGH), x)
+        rest = multiply_add(power, constant(-_LN2_LOW), rest)
+        series = constant(_EXP_TERMS[0])
+        for term in (*_EXP_TERMS[1:], 0.5):
+            series = multiply_add(series, rest, constant(term))
+        series = builder.fadd(multiply_add(series, builder.fmul(rest, rest), rest), constant(1.0))
+        power = builder.select(builder.fcmp_ordered("==", x, x), power, constant(0.0))
+        bias = ir.Constant(integers, [_I32(127)] * value.lanes)
+        shift = ir.Constant(integers, [_I32(23)] * value.lanes)
+        exponent = builder.shl(builder.add(builder.fptosi(power, integers), bias), shift)
+        result = builder.fmul(series, builder.bitcast(exponent, vector))
+        return builder.select(tiny, constant(0.0), result)
+
+    return value(value), codegen
+
+
+@intrinsic(prefer_literal=True)
+def scratch_floats(typingctx, count):
+    """The address of so many floats that this call of the kernel has for itself."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+
+    def codegen(context, builder, sig, args):
+        with builder.goto_entry_block():
+            memory = builder.alloca(ir.ArrayType(_F32, count.literal_value))
+        return builder.ptrtoint(memory, _I64)
+
+    return types.int64(count), codegen

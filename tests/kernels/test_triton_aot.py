@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -106,21 +106,40 @@ def _more_launches() -> Iterator[tuple[str, tuple[Any, ...]]]:
         yield "quantized_aggregate_linear", (*head, None, one, *options[1:])
 
 
-def _record_launches() -> list[tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]]:
-    """(kernel, types, constants, compiler options) of every launch on the samples of the ops."""
+class Launch(NamedTuple):
+    """What a launch tells the compiler; attributes are by position."""
+
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    attributes: dict[tuple[int], list[list[Any]]]
+    options: dict[str, Any]
+
+
+def _divides_by_16(value: Any) -> bool:
+    """Whether Triton tells the compiler so of this argument."""
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr() % 16 == 0
+    return isinstance(value, int) and value % 16 == 0
+
+
+def _record_launches() -> list[Launch]:
+    """Every launch on the samples of the ops."""
     from triton.runtime.jit import JITFunction
 
     import gnnfx.kernels  # noqa: F401
     from gnnfx.ir.op import all_ops
 
-    launches: dict[str, tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]] = {}
+    launches: dict[str, Launch] = {}
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = {k: v for k, v in kwargs.items() if k not in self.arg_names}
         values = dict(zip(self.arg_names, args, strict=False)) | kwargs
-        types, constants = {}, {}
-        for param in self.params:
+        types, constants, attributes = {}, {}, {}
+        for place, param in enumerate(self.params):
             value = values[param.name]
+            if _divides_by_16(value) and not param.is_constexpr:
+                attributes[(place,)] = [["tt.divisibility", 16]]
             if isinstance(value, torch.Tensor):
                 types[param.name] = "*" + _TYPES[value.dtype]
             elif isinstance(value, float):
@@ -130,7 +149,9 @@ def _record_launches() -> list[tuple[Any, dict[str, str], dict[str, Any], dict[s
                 types[param.name], constants[param.name] = "constexpr", value
             else:
                 types[param.name] = "i32"
-        launches[f"{self.__name__} {types} {constants}"] = (self, types, constants, options)
+        launches[f"{self.__name__} {types} {constants}"] = Launch(
+            self, types, constants, attributes, options
+        )
 
     JITFunction.run = record
     impls = {op.name: i for op in all_ops() for i in op.impls if i.name == "triton"}
@@ -154,7 +175,7 @@ def _compile_all(target: int) -> dict[str, Any]:
         return {"missing": f"kernels are not compiled here: {error}"}
     result: dict[str, Any] = {}
     seen: set[tuple[str, str, str, str]] = set()
-    for kernel, types, constants, options in _record_launches():
+    for kernel, types, constants, attributes, options in _record_launches():
         name = kernel.__name__
         facts = {(name, arg, types[arg], str(constants.get(arg))) for arg in types}
         # How codes are unpacked and which matrix instruction there is depend on each other.
@@ -167,7 +188,7 @@ def _compile_all(target: int) -> dict[str, Any]:
             name, {"variants": 0, "failures": [], "inexact": [], "products": []}
         )
         try:
-            source = ASTSource(kernel, signature=types, constexprs=constants)
+            source = ASTSource(kernel, types, constants, attributes)
             ptx = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
             lines = ptx.asm["ptx"].splitlines()
         except Exception as error:

@@ -1,0 +1,78 @@
+"""CPU code of `segment_softmax`: three passes over the edges of a destination, in the cache."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gnnfx.kernels.compile_numba import compiled
+from gnnfx.kernels.csr_numba import piece_start
+from gnnfx.kernels.threads import address, count_pieces, launch
+from gnnfx.kernels.vectors_numba import (
+    exp,
+    greater,
+    load_f32,
+    read_i32,
+    splat_f32,
+    store,
+    take_piece,
+)
+
+PIECES, ROWS, HEADS, LOGITS, ROWPTR, OUT = range(1, 7)
+# An exp takes about as long as this many of the operations that the thread pool counts.
+_OPERATIONS = 16
+
+
+def _softmax(lanes):
+    """Blocks of heads side by side; `lanes` divides the number of heads."""
+
+    def kernel(a):
+        rows, heads, logits, out = a[ROWS], a[HEADS], a[LOGITS], a[OUT]
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            begin = piece_start(a[ROWPTR], rows, a[PIECES], piece)
+            for row in range(begin, piece_start(a[ROWPTR], rows, a[PIECES], piece + 1)):
+                first, stop = read_i32(a[ROWPTR] + 4 * row), read_i32(a[ROWPTR] + 4 * row + 4)
+                for head in range(0, heads, lanes):
+                    highest = splat_f32(np.float32(-np.inf), lanes)
+                    for edge in range(first, stop):
+                        place = 4 * (edge * heads + head)
+                        highest = greater(highest, load_f32(logits + place, lanes))
+                    total = splat_f32(np.float32(0), lanes)
+                    for edge in range(first, stop):
+                        place = 4 * (edge * heads + head)
+                        weight = exp(load_f32(logits + place, lanes) - highest)
+                        store(out + place, weight)
+                        total = total + weight
+                    total = total + splat_f32(np.float32(1e-16), lanes)
+                    for edge in range(first, stop):
+                        place = 4 * (edge * heads + head)
+                        store(out + place, load_f32(out + place, lanes) / total)
+
+    return kernel
+
+
+def reject_segment_softmax(logits: Tensor, rowptr: Tensor) -> str | None:
+    if not logits.is_contiguous() or not rowptr.is_contiguous():
+        return "logits or rowptr is not contiguous"
+    if rowptr.dtype != torch.int32:
+        return f"the kernel takes int32 indices, got {rowptr.dtype}"
+    return None
+
+
+def segment_softmax(logits: Tensor, rowptr: Tensor) -> Tensor:
+    out = torch.empty(logits.shape, dtype=torch.float32)
+    num_rows = rowptr.shape[0] - 1
+    if out.numel():
+        heads = logits.numel() // logits.shape[0]
+        lanes = next(lanes for lanes in (8, 4, 2, 1) if heads % lanes == 0)
+        pieces = count_pieces(_OPERATIONS * logits.numel(), num_rows)
+        args = [num_rows, heads, address(logits), address(rowptr), address(out)]
+        launch(compiled(_softmax, lanes), pieces, args)
+    return out

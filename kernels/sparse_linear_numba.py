@@ -1,0 +1,117 @@
+"""CPU code of `gnnfx.kernels.sparse_linear`: skip zeros 64 at a time.
+
+A piece of rows that turns out to be dense stops the kernel, and the dense product takes over.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import torch
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from gnnfx.kernels.compile_numba import compiled
+from gnnfx.kernels.sparse_linear import reference
+from gnnfx.kernels.threads import address, launch
+from gnnfx.kernels.vectors_numba import (
+    load_f32,
+    read_f32,
+    splat_f32,
+    store,
+    take_piece,
+    write_i32,
+)
+
+PIECES, ROWS, INPUTS, OUTPUTS, X, WEIGHT, BIAS, OUT, DENSE = range(1, 10)
+_BLOCK = 64
+_ROWS_A_PIECE = 64
+# Above a density of 1 / 8 a vectorized dense product is faster than picking out values.
+_LEAST_ZEROS = 8
+
+
+@intrinsic
+def nonzero_bits(typingctx, address):
+    """Which of 64 floats at an address are not zero, the first in the lowest bit."""
+
+    def codegen(context, builder, sig, args):
+        floats = ir.VectorType(ir.FloatType(), _BLOCK)
+        values = builder.load(builder.inttoptr(args[0], ir.PointerType(floats)), align=4)
+        different = builder.fcmp_unordered("!=", values, ir.Constant(floats, None))
+        return builder.bitcast(different, ir.IntType(64))
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def lowest_bit(typingctx, mask):
+    """Position of the lowest bit that is set."""
+
+    def codegen(context, builder, sig, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), codegen
+
+
+def _sparse_linear(lanes):
+    def kernel(a):
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            found = 0
+            first, stop = a[ROWS] * piece // a[PIECES], a[ROWS] * (piece + 1) // a[PIECES]
+            for row in range(first, stop):
+                x, out = a[X] + 4 * row * a[INPUTS], a[OUT] + 4 * row * a[OUTPUTS]
+                for place in range(0, 4 * a[OUTPUTS], 4 * lanes):
+                    if a[BIAS] != 0:
+                        store(out + place, load_f32(a[BIAS] + place, lanes))
+                    else:
+                        store(out + place, splat_f32(0.0, lanes))
+                start = 0
+                while start < a[INPUTS]:
+                    size = min(_BLOCK, a[INPUTS] - start)
+                    # A row shorter than a block is looked at value by value.
+                    mask = nonzero_bits(x + 4 * start) if size == _BLOCK else (1 << size) - 1
+                    while mask != 0:
+                        k = start + lowest_bit(mask)
+                        mask &= mask - 1
+                        found += 1
+                        values = splat_f32(read_f32(x + 4 * k), lanes)
+                        weight = a[WEIGHT] + 4 * k * a[OUTPUTS]
+                        for place in range(0, 4 * a[OUTPUTS], 4 * lanes):
+                            total = load_f32(out + place, lanes)
+                            store(out + place, total + values * load_f32(weight + place, lanes))
+                    start += size
+                if found * _LEAST_ZEROS > (row + 1 - first) * a[INPUTS] + 2 * a[INPUTS]:
+                    write_i32(a[DENSE], 1)
+                    return
+
+    return kernel
+
+
+def _lanes(outputs: int) -> int:
+    return next(lanes for lanes in (64, 16, 4, 1) if outputs % lanes == 0)
+
+
+def reject_sparse_linear(x: Tensor, weight_t: Tensor, bias: Tensor | None = None) -> str | None:
+    """Why the kernel cannot take these arguments, or None."""
+    for name, operand in (("x", x), ("weight_t", weight_t), ("bias", bias)):
+        if operand is not None and (operand.dtype != torch.float32 or not operand.is_contiguous()):
+            return f"{name} is not contiguous float32"
+    return None
+
+
+def sparse_linear(x: Tensor, weight_t: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Rows [N, O]; a dense input is handed to the dense product."""
+    rows, inputs = x.shape
+    outputs = weight_t.shape[1]
+    out = torch.empty((rows, outputs), dtype=torch.float32)
+    dense = torch.zeros(1, dtype=torch.int32)
+    operands = [address(t) for t in (x, weight_t, bias, out, dense)]
+    pieces = max(1, rows // _ROWS_A_PIECE)
+    launch(compiled(_sparse_linear, _lanes(outputs)), pieces, [rows, inputs, outputs, *operands])
+    return reference(x, weight_t, bias) if dense.item() else out

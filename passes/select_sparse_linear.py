@@ -1,0 +1,45 @@
+"""Multiply inputs that are mostly zeros, such as bags of words, by their non-zeros alone.
+
+    y: f32[N, 16] = aten.linear.default(x, w, b)        x: 2 % of the example is not zero
+  becomes
+    y: f32[N, 16] = sparse_linear(x, w', b)             w' = transposed w
+"""
+
+from __future__ import annotations
+
+from gnnfx.ir.patterns import is_param
+from gnnfx.ir.program import Instr, Program
+from gnnfx.ir.rewriter import Rewriter
+from gnnfx.pass_manager import Numerics, Pass, PassContext
+
+_MOST_NONZERO = 0.05
+_LEAST_INPUTS = 128
+
+
+class SelectSparseLinear(Pass):
+    """Use the sparse product where the example's input is sparse; it falls back by itself."""
+
+    name = "select-sparse-linear"
+    numerics = Numerics.REORDERED
+
+    def run(self, program: Program, ctx: PassContext) -> Program:
+        rewriter = Rewriter(program, self.name)
+        for linear in rewriter.program.find("aten.linear.default"):
+            density = ctx.densities.get(linear.arg.name, 1.0)
+            if linear.arg.op == "input" and density <= _MOST_NONZERO and _fits(linear):
+                rewriter.replace(linear, _sparse(rewriter, linear))
+                ctx.did(linear, f"reads only the {density:.1%} of its input that is not zero")
+        return rewriter.finish()
+
+
+def _fits(linear: Instr) -> bool:
+    weight = linear.args["weight"]
+    return is_param(weight) and weight.shape[1] >= _LEAST_INPUTS and len(linear.shape) == 2
+
+
+def _sparse(rewriter: Rewriter, linear: Instr) -> Instr:
+    weight = linear.args["weight"]
+    tensor = rewriter.program.tensor(weight).t().contiguous()
+    transposed = rewriter.param(linear, f"{weight.param}.transposed", tensor)
+    biases = [] if linear.args["bias"] is None else [linear.args["bias"]]
+    return rewriter.insert(linear, "sparse_linear", linear.arg, transposed, *biases)
