@@ -19,7 +19,7 @@ from gnnfx.frontend.signature import flatten, unflatten
 from gnnfx.frontend.trace import Traced, trace
 from gnnfx.ir.program import Program
 from gnnfx.pass_manager import PassContext, PassManager
-from gnnfx.pipeline import FLOAT_FACTS, float_passes, observe_passes, quantize_passes
+from gnnfx.pipeline import FLOAT_FACTS, float_passes, lower_passes, observe_passes, quantize_passes
 from gnnfx.policy import Policy, as_policy
 from gnnfx.report import Report
 
@@ -55,10 +55,12 @@ def optimize(
     if args is not None or example_kwargs is not None:
         ctx.densities = _densities(flatten(traced.example))
     program = PassManager(float_passes()).run(traced.program, ctx)
-    for sizes in (TRACE_SIZES, CHECK_SIZES):
-        _verify_outputs(model, traced, program, resize(flatten(traced.example), sizes))
     if chosen.quantize is not None:
+        _verify_outputs(model, traced, program)
         program = _quantize(program, ctx, traced, calibration)
+    program = PassManager(lower_passes(), FLOAT_FACTS).run(program, ctx)
+    if chosen.quantize is None:
+        _verify_outputs(model, traced, program)
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     name = policy if isinstance(policy, str) else "custom"
     return OptimizedModule(traced, program, Report.of(name, before, program, ctx.remarks))
@@ -121,27 +123,33 @@ def _leaves(traced: Traced, sample: Any, number: int) -> tuple[Any, ...]:
     return tuple(given[name] for name in traced.leaves)
 
 
-def _verify_outputs(
-    model: nn.Module, traced: Traced, program: Program, leaves: dict[str, Any]
-) -> None:
-    """Compare the program with the model on one small graph."""
-    inputs = unflatten(traced.example, leaves)
+def _verify_outputs(model: nn.Module, traced: Traced, program: Program) -> None:
+    """Compare a float program with the model on two small graphs of the example's kind."""
     eager = copy.deepcopy(model).eval()
-    with torch.no_grad():
-        positional = [v for n, v in inputs.items() if n.startswith("args")]
-        named = {n: v for n, v in inputs.items() if not n.startswith("args")}
-        expected = pytree.tree_leaves(eager(*positional, **named))
-        got = program.run(*(leaves[name] for name in traced.leaves))
-    for number, (want, have) in enumerate(zip(expected, got, strict=True)):
-        if not isinstance(want, Tensor):
-            continue
-        scale = max(float(want.abs().max()) if want.numel() else 0.0, 1e-6)
-        gap = (want - have).abs() if want.shape == have.shape else None
-        worst = float("inf") if gap is None else float(gap.nan_to_num().max()) if gap.numel() else 0
-        if worst > _TOLERANCE * scale:
-            source = program.results[number]
-            raise MismatchError(
-                f"output {number} of {type(model).__name__} differs by {worst:.3g} from the model "
-                f"(scale {scale:.3g}) after optimization, at {source.name} of module "
-                f"{source.module or '(top)'!r}; this is a fault of gnnfx, please report it"
-            )
+    for sizes in (TRACE_SIZES, CHECK_SIZES):
+        leaves = resize(flatten(traced.example), sizes)
+        inputs = unflatten(traced.example, leaves)
+        with torch.no_grad():
+            positional = [v for n, v in inputs.items() if n.startswith("args")]
+            named = {n: v for n, v in inputs.items() if not n.startswith("args")}
+            expected = pytree.tree_leaves(eager(*positional, **named))
+            got = program.run(*(leaves[name] for name in traced.leaves))
+        for number, (want, have) in enumerate(zip(expected, got, strict=True)):
+            if isinstance(want, Tensor):
+                _verify_output(model, program, number, want, have)
+
+
+def _verify_output(
+    model: nn.Module, program: Program, number: int, want: Tensor, have: Tensor
+) -> None:
+    scale = max(float(want.abs().max()) if want.numel() else 0.0, 1e-6)
+    worst = float("inf")
+    if want.shape == have.shape:
+        worst = float((want - have).abs().nan_to_num().max()) if want.numel() else 0.0
+    if worst > _TOLERANCE * scale:
+        source = program.results[number]
+        raise MismatchError(
+            f"output {number} of {type(model).__name__} differs by {worst:.3g} from the model "
+            f"(scale {scale:.3g}) after optimization, at {source.name} of module "
+            f"{source.module or '(top)'!r}; this is a fault of gnnfx, please report it"
+        )

@@ -15,6 +15,7 @@ from gnnfx.passes.fuse_attention import FuseAttention
 from gnnfx.passes.fuse_epilogue import FuseEpilogue
 from gnnfx.passes.fuse_requantize import FuseRequantize
 from gnnfx.passes.insert_observers import InsertObservers
+from gnnfx.passes.lower_linear import LowerLinear
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
@@ -40,6 +41,11 @@ def float_passes() -> list[Pass]:
         FoldConstants(),
         SelectSparseLinear(),
     ]
+
+
+def lower_passes() -> list[Pass]:
+    """What is left in float, in the form that runs fastest."""
+    return [LowerLinear(), FuseEpilogue()]
 
 
 def observe_passes() -> list[Pass]:

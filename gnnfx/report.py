@@ -18,6 +18,7 @@ _COMPUTE = (
     "aten.mm.default",
     "aten.addmm.default",
     "aten.matmul.default",
+    "linear",
     "sparse_linear",
     "gather",
     "scatter",

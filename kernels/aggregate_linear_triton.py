@@ -194,6 +194,7 @@ def quantized_aggregate_linear(
 ) -> Tensor:
     rows, outs = rowptr.shape[0] - 1, weight.shape[0]
     out = empty_result(x, rows, outs, out_scale, out_bits)
+    block_n = max(16, triton.next_power_of_2(outs))
     _quantized_aggregate_linear[(triton.cdiv(rows, _BLOCK_M),)](
         x,
         scale,
@@ -224,9 +225,9 @@ def quantized_aggregate_linear(
         RELU=activation == "relu",
         BLOCK_E=64,
         BLOCK_M=_BLOCK_M,
-        BLOCK_N=max(16, triton.next_power_of_2(outs)),
+        BLOCK_N=block_n,
         BLOCK_K=128 if channels > 64 else 64,
-        num_warps=4,
+        num_warps=8 if block_n > 128 else 4,
         **EXACT,
     )
     return out

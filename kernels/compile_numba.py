@@ -21,8 +21,13 @@ LANES = (128, 64, 16, 4, 1)  # each width is a kernel to compile, so there are f
 def compiled(make: Callable[..., Any], *constants: Any) -> Kernel:
     """The kernel that `make(*constants)` defines, loaded or compiled on first use."""
     function = make(*constants)
-    kernel: Kernel = cfunc(_SIGNATURE, cache=True, error_model="numpy")(function).ctypes
-    return kernel
+    try:
+        kernel = cfunc(_SIGNATURE, cache=True, error_model="numpy")(function)
+    except RuntimeError:
+        # Numba found no directory that it may write to.
+        kernel = cfunc(_SIGNATURE, error_model="numpy")(function)
+    launchable: Kernel = kernel.ctypes
+    return launchable
 
 
 def choose_lanes(channels: int, most: int = 128) -> int:

@@ -62,7 +62,8 @@ def sample_graphs(device: str = "cpu") -> Iterator[tuple[int, Tensor, Tensor]]:
         # Few sources and destinations for many edges: duplicates and self-loops are among them.
         src = torch.randint(num_src, (edges,), generator=generator)
         dst = torch.randint(max(busy, 1), (edges,), generator=generator)
-        yield num_src, *(t.to(device) for t in sort_by_destination(src, dst, num_dst)[:2])
+        rowptr, sources, _ = sort_by_destination(src, dst, num_dst)
+        yield num_src, rowptr.to(device), sources.to(device)
 
 
 def sample_large_graph(device: str = "cpu") -> tuple[int, Tensor, Tensor]:

@@ -68,7 +68,7 @@ class Weight:
 
     def __init__(self, codes: Tensor, has_vnni: bool) -> None:
         self.outputs, self.channels = codes.shape
-        self._packed = self._slices = None
+        self._packed = None
         if has_vnni:
             self._packed = torch.ops.onednn.qlinear_prepack(codes, None)
             self._ones = torch.ones(self.outputs)

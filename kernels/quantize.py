@@ -43,7 +43,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     missing = packed_channels(codes.shape[-1], bits) * per_byte - codes.shape[-1]
     fields = torch.nn.functional.pad(codes, (0, missing)).unflatten(-1, (-1, per_byte))
     shifts = torch.arange(per_byte, device=codes.device) * bits
-    return ((fields.int() & (2**bits - 1)) << shifts).sum(-1).to(torch.uint8)
+    packed: Tensor = (fields.int() & (2**bits - 1)) << shifts
+    return packed.sum(-1).to(torch.uint8)
 
 
 def unpack(packed: Tensor, channels: int, bits: int) -> Tensor:
@@ -51,9 +52,10 @@ def unpack(packed: Tensor, channels: int, bits: int) -> Tensor:
     if bits == 8:
         return packed
     shifts = torch.arange(8 // bits, device=packed.device) * bits
-    fields = (packed[..., None].int() >> shifts) & (2**bits - 1)
+    fields: Tensor = (packed[..., None].int() >> shifts) & (2**bits - 1)
     sign = 2 ** (bits - 1)
-    return ((fields ^ sign) - sign).to(torch.int8).flatten(-2)[..., :channels].contiguous()
+    codes = torch.sub(fields ^ sign, sign).to(torch.int8)
+    return codes.flatten(-2)[..., :channels].contiguous()
 
 
 def to_codes(y: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:

@@ -18,7 +18,7 @@ from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 
-_OPS = {"aggregate", "quantized_aggregate", "quantized_linear"}
+_OPS = {"linear", "aggregate", "quantized_aggregate", "quantized_linear"}
 
 
 class FuseEpilogue(Pass):
@@ -107,6 +107,6 @@ def _mul(producer: Instr, other: Instr) -> dict[str, Any] | None:
     args = producer.args
     scale = row_vector(other)
     taken = ("row_scale", "bias", "residual", "self_weight")
-    if scale is None or any(args.get(k) is not None for k in taken):
+    if scale is None or "row_scale" not in args or any(args.get(k) is not None for k in taken):
         return None
     return {"row_scale": scale}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ KERNELS = (
     "_segment_softmax",
 )
 MATRIX_PRODUCTS = ("_quantized_linear", "_quantized_aggregate_linear")
+_WIDE_MOVE = re.compile(r"ld\.global\S*\.v4\.b32|cp\.async\S*\.shared\.global .*, 0x10,")
 _TYPES = {
     torch.int8: "i8",
     torch.uint8: "u8",
@@ -77,6 +79,13 @@ def test_compiles(compiled: tuple[int, dict[str, Any]], kernel: str) -> None:
 def test_rounds_every_operation(compiled: tuple[int, dict[str, Any]], kernel: str) -> None:
     """A contracted multiply-add or an approximate division would change codes."""
     assert compiled[1][kernel]["inexact"] == []
+
+
+@needs_triton
+@pytest.mark.parametrize("kernel", [*MATRIX_PRODUCTS, "_quantized_aggregate"])
+def test_aligned_codes_move_16_at_a_time(compiled: tuple[int, dict[str, Any]], kernel: str) -> None:
+    """Else there is an address for each code, and registers do not hold them all."""
+    assert compiled[1][kernel]["wide_moves"] > 0
 
 
 @needs_triton
@@ -185,7 +194,7 @@ def _compile_all(target: int) -> dict[str, Any]:
             continue
         seen |= facts
         found = result.setdefault(
-            name, {"variants": 0, "failures": [], "inexact": [], "products": []}
+            name, {"variants": 0, "wide_moves": 0, "failures": [], "inexact": [], "products": []}
         )
         try:
             source = ASTSource(kernel, types, constants, attributes)
@@ -195,6 +204,7 @@ def _compile_all(target: int) -> dict[str, Any]:
             found["failures"].append(f"{constants}: {error!r} {error.__cause__!r}")
             continue
         found["variants"] += 1
+        found["wide_moves"] += sum(bool(_WIDE_MOVE.search(x)) for x in lines)
         found["inexact"] += [x for x in lines if "fma.rn.f32" in x or "div.full.f32" in x]
         found["products"].append(sorted({x.split()[0] for x in lines if ".s32.s8.s8" in x}))
     return result

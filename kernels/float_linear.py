@@ -1,0 +1,112 @@
+"""linear: a float32 linear layer with its bias, residual and ReLU in one pass over the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gnnfx.ir.op import Cost, Impl, OpDef, register
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """act(x [N, K] @ weight [O, K].T + bias [O] + residual [N, O])."""
+    y = functional.linear(x, weight, bias)
+    if residual is not None:
+        y = y + residual
+    return y.relu() if activation == "relu" else y
+
+
+def fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    if x.dim() != 2 or weight.dim() != 2 or weight.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"x must be [N, K] and weight [O, K], got {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
+    if activation not in ("none", "relu"):
+        raise ValueError(f"activation must be 'none' or 'relu', got {activation!r}")
+    return x.new_empty((x.shape[0], weight.shape[0]))
+
+
+def cost(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Cost:
+    """A multiply-add for each row, input and output channel; everything moves once."""
+    outputs = x.shape[0] * weight.shape[0]
+    read = sum(t.nbytes for t in (x, weight, bias, residual) if t is not None)
+    return Cost(2 * outputs * x.shape[1], read + 4 * outputs)
+
+
+def samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(9)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    for rows, inputs, outputs in [(7, 16, 5), (1, 1, 1), (0, 8, 4), (70, 33, 40), (50, 130, 16)]:
+        x, weight = rand(rows, inputs), rand(outputs, inputs)
+        yield x, weight
+        yield x, weight, rand(outputs), None, "relu"
+        yield x, weight, rand(outputs), rand(rows, outputs), "relu"
+        yield x, weight, None, rand(rows, outputs)
+
+
+def onednn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """The reference through oneDNN, which finishes each tile while it is in the cache."""
+    product = torch.ops.mkldnn._linear_pointwise
+    if residual is None:
+        return product(x, weight, bias, activation, [], "")  # type: ignore[no-any-return]
+    y: Tensor = product(x, residual, weight, bias, "add")
+    return y.relu_() if activation == "relu" else y
+
+
+def reject_onednn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> str | None:
+    """Why oneDNN cannot take these arguments, or None."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return "this torch was built without oneDNN"
+    if x.numel() == 0 or x.dtype != torch.float32:
+        return "there is nothing to multiply, or it is not float32"
+    return None
+
+
+LINEAR = register(
+    OpDef(
+        "linear",
+        reference,
+        fake,
+        cost,
+        samples,
+        impls=(Impl("onednn", "cpu", onednn, reject_onednn),),
+        differentiable=True,
+    )
+)
