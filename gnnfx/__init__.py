@@ -1,7 +1,7 @@
 """gnnfx: a compiler for trained graph neural networks.
 
-    opt = gnnfx.optimize(model, "int8", (x, edge_index), calibration=[(x, edge_index)])
-    opt(x, edge_index)
+opt = gnnfx.optimize(model, "int8", (x, edge_index), calibration=[(x, edge_index)])
+opt(x, edge_index)
 """
 
 from gnnfx import errors

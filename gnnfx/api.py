@@ -117,8 +117,7 @@ def _leaves(traced: Traced, sample: Any, number: int) -> tuple[Any, ...]:
         value = given[name]
         if isinstance(value, Tensor) and not bool(value.isfinite().all()):
             raise CalibrationError(
-                f"calibration[{number}]: argument {name!r} holds NaN or Inf; "
-                f"expected finite values"
+                f"calibration[{number}]: argument {name!r} holds NaN or Inf; expected finite values"
             )
     return tuple(given[name] for name in traced.leaves)
 

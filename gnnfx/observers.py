@@ -60,7 +60,8 @@ class MovingAverageObserver(Observer):
 
     @property
     def range(self) -> Range:
-        assert self.lo is not None and self.hi is not None
+        assert self.lo is not None
+        assert self.hi is not None
         return self.lo, self.hi
 
 

@@ -64,4 +64,3 @@ def as_policy(policy: str | Policy) -> Policy:
             f"policy must be one of {sorted(PRESETS)} or a gnnfx.Policy, got {policy!r}"
         )
     return PRESETS[policy]
-

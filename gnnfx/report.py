@@ -138,9 +138,7 @@ def _owner(name: str, before: dict[str, Tensor]) -> str:
 
 
 def _texts(remarks: list[Remark], module: str, done: bool) -> tuple[str, ...]:
-    return tuple(
-        dict.fromkeys(r.text for r in remarks if r.module == module and r.done is done)
-    )
+    return tuple(dict.fromkeys(r.text for r in remarks if r.module == module and r.done is done))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -70,13 +70,13 @@ def quantized_aggregate_linear(
 ) -> Tensor:
     rows, outputs = rowptr.shape[0] - 1, weight.shape[0]
     dtype = torch.float32 if out_scale is None else torch.int8
-    out = torch.empty((rows, outputs), dtype=dtype)
+    out = torch.empty((rows, outputs), dtype=dtype, device="cpu")
     if out.numel():
         ready = prepared(weight, channels, weight_bits)
         multiplier, mid_zero = mid_scale * weight_scale, int(mid_zero_point)
         codes = unpack_codes(x, channels, bits)
-        size = min(rows, block_rows(max(outputs, channels)))
-        mid = torch.empty((size, channels), dtype=torch.int8)
+        size = min(rows, block_rows(rows, max(outputs, channels)))
+        mid = torch.empty((size, channels), dtype=torch.int8, device="cpu")
         for first in range(0, rows, size):
             count = min(size, rows - first)
             part = slice(first, first + count)
@@ -94,6 +94,14 @@ def quantized_aggregate_linear(
                 out_scale=mid_scale,
                 out_zero_point=mid_zero_point,
             )
+            if row_scale is None and out_bits == 8:
+                qparams = out_scale, out_zero_point
+                finished = ready.multiply_and_finish(
+                    mid[:count], mid_zero, multiplier, bias, activation, *qparams
+                )
+                if finished is not None:
+                    out[part] = finished
+                    continue
             finish_block(
                 ready.multiply(mid[:count], mid_zero),
                 multiplier,

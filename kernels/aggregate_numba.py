@@ -126,7 +126,7 @@ def aggregate(
     activation: str = "none",
 ) -> Tensor:
     num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
-    out = torch.empty((num_rows, *x.shape[1:]), dtype=torch.float32)
+    out = torch.empty((num_rows, *x.shape[1:]), dtype=torch.float32, device="cpu")
     if out.numel() == 0:
         return out
     heads = weight.shape[1] if weight is not None and weight.dim() == 2 else 1

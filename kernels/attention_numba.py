@@ -247,12 +247,12 @@ def _reject(rowptr: Tensor, src: Tensor, heads: int, **operands: Tensor | None) 
 
 def _launch(make, x, scale, zero_point, rowptr, src, slope, *scores) -> Tensor:
     num_rows, (heads, channels) = rowptr.shape[0] - 1, x.shape[1:]
-    out = torch.empty((num_rows, heads, channels), dtype=torch.float32)
+    out = torch.empty((num_rows, heads, channels), dtype=torch.float32, device="cpu")
     if out.numel() == 0:
         return out
     head_lanes = next(lanes for lanes in (8, 4, 2, 1) if heads % lanes == 0)
     kernel = compiled(make, choose_lanes(channels), head_lanes, x.dtype == torch.int8)
-    slope = torch.tensor(slope, dtype=torch.float32)
+    slope = torch.tensor(slope, dtype=torch.float32, device="cpu")
     operands = map(address, (x, scale, zero_point, rowptr, src, slope, out, *scores))
     pieces = count_pieces((src.shape[0] + num_rows) * heads * channels, num_rows)
     launch(kernel, pieces, [num_rows, heads, channels, *operands])

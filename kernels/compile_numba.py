@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from numba import cfunc
@@ -21,6 +23,7 @@ LANES = (128, 64, 16, 4, 1)  # each width is a kernel to compile, so there are f
 def compiled(make: Callable[..., Any], *constants: Any) -> Kernel:
     """The kernel that `make(*constants)` defines, loaded or compiled on first use."""
     function = make(*constants)
+    function.__qualname__ += f"_{_shared_source()}"
     try:
         kernel = cfunc(_SIGNATURE, cache=True, error_model="numpy")(function)
     except RuntimeError:
@@ -28,6 +31,17 @@ def compiled(make: Callable[..., Any], *constants: Any) -> Kernel:
         kernel = cfunc(_SIGNATURE, error_model="numpy")(function)
     launchable: Kernel = kernel.ctypes
     return launchable
+
+
+@functools.cache
+def _shared_source() -> str:
+    """What the files say that kernels of other files are made of.
+
+    Numba compiles a kernel again when its own file has changed, but does not look at these.
+    """
+    files = ("vectors_numba.py", "csr_numba.py", "epilogue_numba.py")
+    text = b"".join(Path(__file__).with_name(name).read_bytes() for name in files)
+    return hashlib.sha256(text).hexdigest()[:12]
 
 
 def choose_lanes(channels: int, most: int = 128) -> int:

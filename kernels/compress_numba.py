@@ -91,9 +91,9 @@ def reject_compress(src: Tensor, dst: Tensor, num_dst: int) -> str | None:
 def compress(src: Tensor, dst: Tensor, num_dst: int) -> tuple[Tensor, Tensor, Tensor]:
     src, dst, edges = src.contiguous(), dst.contiguous(), src.shape[0]
     parts = max(1, min(torch.get_num_threads(), edges // _EDGES_A_PART, 4 * edges // (num_dst + 1)))
-    counts = torch.zeros((parts, num_dst), dtype=torch.int32)
-    rowptr = torch.empty((num_dst + 1,), dtype=torch.int32)
-    ordered, perm = (torch.empty((edges,), dtype=torch.int32) for _ in range(2))
+    counts = torch.zeros((parts, num_dst), dtype=torch.int32, device="cpu")
+    rowptr = torch.empty((num_dst + 1,), dtype=torch.int32, device="cpu")
+    ordered, perm = (torch.empty((edges,), dtype=torch.int32, device="cpu") for _ in range(2))
     args = [edges, num_dst, *map(address, (src, dst, counts, rowptr, ordered, perm)), parts]
     wide_src, wide_dst = (index.dtype == torch.int64 for index in (src, dst))
     launch(compiled(_count, wide_dst), parts, args)

@@ -92,7 +92,9 @@ def reject_onednn(
     activation: str = "none",
 ) -> str | None:
     """Why oneDNN cannot take these arguments, or None."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not torch.backends.mkldnn.is_available() or not hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    ):
         return "this torch was built without oneDNN"
     if x.numel() == 0 or x.dtype != torch.float32:
         return "there is nothing to multiply, or it is not float32"

@@ -35,7 +35,9 @@ from gnnfx.kernels.vectors_numba import load_f32, read_f32, splat_f32, take_piec
 
 TOTAL, MULTIPLIER = FIRST_FREE, FIRST_FREE + 1
 _EXACT_CHANNELS = 1024
-_BLOCK_VALUES = 2**19
+# Small enough to stay in the cache, large enough that waiting for threads does not matter.
+_BLOCK_VALUES = 2**22
+_MOST_BLOCKS = 8
 _REMEMBERED = 256
 
 
@@ -71,8 +73,8 @@ class Weight:
         self._packed = None
         if has_vnni:
             self._packed = torch.ops.onednn.qlinear_prepack(codes, None)
-            self._ones = torch.ones(self.outputs)
-            self._zeros = torch.zeros(self.outputs, dtype=torch.int32)
+            self._ones = torch.ones(self.outputs, device="cpu")
+            self._zeros = torch.zeros(self.outputs, dtype=torch.int32, device="cpu")
         else:
             self._slices = [s.float().t() for s in codes.split(_EXACT_CHANNELS, 1)]
             self._sums = codes.sum(1, dtype=torch.int32)
@@ -80,27 +82,58 @@ class Weight:
     def multiply(self, x: Tensor, zero_point: int) -> Tensor:
         """Sum of (x - zero_point) * weight over K for int8 `x` [N, K], rounded to float32."""
         if self._packed is not None:
-            shifted = x.view(torch.uint8) ^ 128
-            product: Tensor = torch.ops.onednn.qlinear_pointwise(
-                shifted,
-                1.0,
-                zero_point + 128,
-                self._packed,
-                self._ones,
-                self._zeros,
-                None,
-                1.0,
-                0,
-                torch.float32,
-                "none",
-                [],
-                "",
-            )
-            return product
+            return self._onednn(x, zero_point, self._ones, None, "none", None, None)
         total = self._sums * -zero_point
         for part, weight in zip(x.split(_EXACT_CHANNELS, 1), self._slices, strict=True):
             total = total + (part.float() @ weight).int()
         return total.float()
+
+    def multiply_and_finish(
+        self,
+        x: Tensor,
+        zero_point: int,
+        multiplier: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        out_scale: Tensor | None,
+        out_zero_point: Tensor | None,
+    ) -> Tensor | None:
+        """The finished rows, floats or int8 codes, where oneDNN makes them in one pass.
+
+        It multiplies by the reciprocal of `out_scale`: about one tie in a million goes the other
+        way.
+        """
+        if self._packed is None:
+            return None
+        qparams = out_scale, out_zero_point
+        return self._onednn(x, zero_point, multiplier, bias, activation, *qparams)
+
+    def _onednn(
+        self,
+        x: Tensor,
+        zero_point: int,
+        multiplier: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        out_scale: Tensor | None,
+        out_zero_point: Tensor | None,
+    ) -> Tensor:
+        result: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x.view(torch.uint8) ^ 128,
+            1.0,
+            zero_point + 128,
+            self._packed,
+            multiplier,
+            self._zeros,
+            bias,
+            1.0 if out_scale is None else float(out_scale),
+            0 if out_zero_point is None else int(out_zero_point),
+            torch.float32 if out_scale is None else torch.int8,
+            activation,
+            [],
+            "",
+        )
+        return result
 
 
 class _Weights:
@@ -139,9 +172,9 @@ def prepared(weight: Tensor, channels: int, bits: int) -> Weight:
     return _WEIGHTS.get(weight, channels, bits)
 
 
-def block_rows(outputs: int) -> int:
-    """Rows whose products with a weight of so many outputs fit the cache."""
-    return max(64, _BLOCK_VALUES // max(outputs, 1))
+def block_rows(rows: int, width: int) -> int:
+    """Rows to take at a time of so many, when each needs `width` values in between."""
+    return max(_BLOCK_VALUES // max(width, 1), rows // _MOST_BLOCKS + 1)
 
 
 def finish_block(
@@ -218,24 +251,30 @@ def quantized_linear(
 ) -> Tensor:
     rows, outputs = x.shape[0], weight.shape[0]
     dtype = torch.float32 if out_scale is None else torch.int8
-    out = torch.empty((rows, outputs), dtype=dtype)
-    if out.numel():
-        ready = prepared(weight, channels, weight_bits)
-        multiplier, zero = scale * weight_scale, int(zero_point)
-        codes = unpack_codes(x, channels, bits)
-        size = block_rows(outputs)
-        for first in range(0, rows, size):
-            part = slice(first, first + size)
-            finish_block(
-                ready.multiply(codes[part], zero),
-                multiplier,
-                out[part],
-                None if row_scale is None else row_scale[part],
-                bias,
-                None if residual is None else residual[part],
-                activation,
-                out_scale,
-                out_zero_point,
-                out_bits,
-            )
+    if not (rows and outputs):
+        out = torch.empty((rows, outputs), dtype=dtype, device="cpu")
+        return out if out_scale is None else pack_codes(out, out_bits)
+    ready, zero = prepared(weight, channels, weight_bits), int(zero_point)
+    multiplier = scale * weight_scale
+    codes = unpack_codes(x, channels, bits)
+    if row_scale is None and residual is None and out_bits == 8:
+        qparams = out_scale, out_zero_point
+        finished = ready.multiply_and_finish(codes, zero, multiplier, bias, activation, *qparams)
+        if finished is not None:
+            return finished
+    out = torch.empty((rows, outputs), dtype=dtype, device="cpu")
+    for first in range(0, rows, size := block_rows(rows, outputs)):
+        part = slice(first, first + size)
+        finish_block(
+            ready.multiply(codes[part], zero),
+            multiplier,
+            out[part],
+            None if row_scale is None else row_scale[part],
+            bias,
+            None if residual is None else residual[part],
+            activation,
+            out_scale,
+            out_zero_point,
+            out_bits,
+        )
     return out if out_scale is None else pack_codes(out, out_bits)

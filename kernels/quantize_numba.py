@@ -212,7 +212,7 @@ def reject_quantize(
 def quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
 ) -> Tensor:
-    codes = torch.empty(x.shape, dtype=torch.int8)
+    codes = torch.empty(x.shape, dtype=torch.int8, device="cpu")
     _quantize_rows(x, scale, zero_point, bits, _contiguous(row_scale), codes, simulate=False)
     return pack_codes(codes, bits)
 
@@ -223,7 +223,7 @@ reject_fake_quantize = reject_quantize
 def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
 ) -> Tensor:
-    out = torch.empty(x.shape, dtype=torch.float32)
+    out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
     row_scale = _contiguous(row_scale)
     return _quantize_rows(x, scale, zero_point, bits, row_scale, out, simulate=True)
 
@@ -238,7 +238,7 @@ def dequantize(
     codes: Tensor, scale: Tensor, zero_point: Tensor, channels: int, bits: int = 8
 ) -> Tensor:
     codes = unpack_codes(codes, channels, bits)
-    out, count = torch.empty(codes.shape, dtype=torch.float32), codes.numel()
+    out, count = torch.empty(codes.shape, dtype=torch.float32, device="cpu"), codes.numel()
     if count:
         operands = address(codes), address(out), 0, address(scale), address(zero_point)
         kernel = compiled(_dequantize, choose_lanes(count, _MOST_LANES))
@@ -257,11 +257,11 @@ def choose_qparams(
 ) -> tuple[Tensor, Tensor]:
     count, length, rows = _rows(x, row_scale)
     if not count:
-        zero = torch.zeros(())
+        zero = torch.zeros((), device="cpu")
         return qparams_of_range(zero, zero, bits, symmetric)
     row_scale = _contiguous(row_scale)
     lanes, pieces = choose_lanes(min(count, length), _MOST_LANES), count_pieces(count, rows)
-    ranges = torch.empty((pieces, 2, lanes), dtype=torch.float32)
+    ranges = torch.empty((pieces, 2, lanes), dtype=torch.float32, device="cpu")
     operands = address(x), address(ranges), address(row_scale)
     launch(compiled(_range, lanes), pieces, [count, length, rows, *operands])
     return qparams_of_range(ranges[:, 0].amin(), ranges[:, 1].amax(), bits, symmetric)
@@ -272,7 +272,9 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes
     length = codes.shape[-1]
-    out = torch.empty((*codes.shape[:-1], packed_channels(length, bits)), dtype=code_dtype(bits))
+    out = torch.empty(
+        (*codes.shape[:-1], packed_channels(length, bits)), dtype=code_dtype(bits), device="cpu"
+    )
     _convert_rows(_pack, codes, out, length, bits)
     return out
 
@@ -281,7 +283,7 @@ def unpack_codes(packed: Tensor, channels: int, bits: int) -> Tensor:
     """`gnnfx.kernels.quantize.unpack` of contiguous bytes."""
     if bits == 8:
         return packed
-    out = torch.empty((*packed.shape[:-1], channels), dtype=torch.int8)
+    out = torch.empty((*packed.shape[:-1], channels), dtype=torch.int8, device="cpu")
     _convert_rows(_unpack, packed, out, channels, bits)
     return out
 

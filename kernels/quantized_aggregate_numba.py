@@ -30,6 +30,8 @@ from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
 from gnnfx.kernels.threads import Kernel, address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
     greater,
+    half_bytes,
+    interleave,
     lesser,
     load_i8,
     load_i8_like,
@@ -47,13 +49,15 @@ from gnnfx.kernels.vectors_numba import (
     widen_i16,
     widen_i32,
     widen_i64,
+    widen_unsigned_i32,
 )
 
 X, SRC, ROWPTR, EDGES, SELF_X, SCALE, ZERO_POINT, MEAN, SELF_WEIGHT, WEIGHT, WEIGHT_SCALE = range(
     FIRST_FREE, FIRST_FREE + 11
 )
-# The greatest sums that fit: 256 * 128 int16, and 65536 * 128 * 255 int32.
+# The greatest sums that fit: 256 * 128 int16, 17 * 15 uint8, and 65536 * 128 * 255 int32.
 _FLUSH = 256
+_FLUSH_HALF_BYTES = 17
 _FLUSH_WEIGHTED = 65536
 # Eight operations on int8 lanes take the time that the thread pool counts as one.
 _OPERATIONS_SHIFT = 3
@@ -110,6 +114,49 @@ def _sum(lanes):
                             part = part + widen_i16(codes)
                             edge += 1
                         total = total + widen_i32(part)
+                    total = total - splat_i32((stop - first) * zero_point, lanes)
+                    _finish_row(to_f32(total), a, row, channel, stop - first)
+                    channel += lanes
+
+    return kernel
+
+
+def _sum_half_bytes(lanes):
+    """Unweighted sum or mean of packed 4-bit codes of an even number of channels.
+
+    Codes are made unsigned by adding 8, which is taken off again once a row.
+    """
+    half = lanes // 2
+
+    def kernel(a):
+        rows, channels, rowptr, src, x = a[ROWS], a[CHANNELS], a[ROWPTR], a[SRC], a[X]
+        last_edge, row_bytes = a[EDGES] - 1, channels // 2
+        zero_point = read_i32(a[ZERO_POINT]) + 8
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            begin = piece_start(rowptr, rows, a[PIECES], piece)
+            for row in range(begin, piece_start(rowptr, rows, a[PIECES], piece + 1)):
+                first, stop = read_i32(rowptr + 4 * row), read_i32(rowptr + 4 * row + 4)
+                channel = 0
+                while channel < channels:
+                    channel = min(channel, channels - lanes)
+                    column = x + channel // 2
+                    evens, odds = splat_i32(0, half), splat_i32(0, half)
+                    edge = first
+                    while edge < stop:
+                        flush = min(edge + _FLUSH_HALF_BYTES, stop)
+                        even, odd = splat_i8(0, half), splat_i8(0, half)
+                        while edge < flush:
+                            prefetch(column + source_ahead(src, edge, last_edge) * row_bytes, half)
+                            packed = load_i8(column + source(src, edge) * row_bytes, half)
+                            low, high = half_bytes(packed)
+                            even, odd = even + low, odd + high
+                            edge += 1
+                        evens = evens + widen_unsigned_i32(even)
+                        odds = odds + widen_unsigned_i32(odd)
+                    total = interleave(evens, odds)
                     total = total - splat_i32((stop - first) * zero_point, lanes)
                     _finish_row(to_f32(total), a, row, channel, stop - first)
                     channel += lanes
@@ -251,10 +298,12 @@ def quantized_aggregate(
 ) -> Tensor:
     num_rows = rowptr.shape[0] - 1
     dtype = torch.float32 if out_scale is None else torch.int8
-    out = torch.empty((num_rows, channels), dtype=dtype)
+    out = torch.empty((num_rows, channels), dtype=dtype, device="cpu")
     if out.numel():
+        is_sum = reduce in ("sum", "mean") and weight is None and self_weight is None
+        packed = bits == 4 and channels % 4 == 0 and is_sum
         aggregate_rows(
-            unpack_codes(x, channels, bits),
+            x if packed else unpack_codes(x, channels, bits),
             scale,
             zero_point,
             rowptr,
@@ -272,6 +321,7 @@ def quantized_aggregate(
             out_scale,
             out_zero_point,
             out_bits,
+            packed,
         )
     return out if out_scale is None else pack_codes(out, out_bits)
 
@@ -295,11 +345,13 @@ def aggregate_rows(
     out_scale: Tensor | None = None,
     out_zero_point: Tensor | None = None,
     out_bits: int = 8,
+    packed: bool = False,
 ) -> None:
     """Write adjacent rows of the result to `out` [n, C]: floats, or int8 codes of `out_bits`.
 
     The rows begin at `first_row` of the graph; `rowptr` [n + 1] and what belongs to rows are
-    theirs alone, `codes`, `src` and `weight` those of the whole graph.
+    theirs alone, `codes`, `src` and `weight` those of the whole graph.  `packed` says that codes
+    have 4 bits, which goes with a sum or mean of a multiple of four channels.
     """
     num_rows, channels = out.shape
     epilogue = epilogue_arguments(
@@ -331,12 +383,14 @@ def aggregate_rows(
     # A guess for a part of the graph: the pieces themselves are cut by the edges there are.
     edges = src.shape[0] * num_rows // max(num_rows, codes.shape[0])
     operations = (edges + num_rows) * channels >> _OPERATIONS_SHIFT
-    kernel = _choose_kernel(channels, reduce, weight is not None)
+    kernel = _choose_kernel(channels, reduce, weight is not None, packed)
     launch(kernel, count_pieces(operations, num_rows), args)
 
 
-def _choose_kernel(channels: int, reduce: str, weighted: bool) -> Kernel:
+def _choose_kernel(channels: int, reduce: str, weighted: bool, packed: bool) -> Kernel:
     lanes = choose_lanes(channels)
+    if packed:
+        return compiled(_sum_half_bytes, lanes)
     if reduce in ("max", "min"):
         return compiled(_extreme, lanes, reduce == "max")
     return compiled(_sum_weighted if weighted else _sum, lanes)

@@ -67,7 +67,7 @@ def reject_segment_softmax(logits: Tensor, rowptr: Tensor) -> str | None:
 
 
 def segment_softmax(logits: Tensor, rowptr: Tensor) -> Tensor:
-    out = torch.empty(logits.shape, dtype=torch.float32)
+    out = torch.empty(logits.shape, dtype=torch.float32, device="cpu")
     num_rows = rowptr.shape[0] - 1
     if out.numel():
         heads = logits.numel() // logits.shape[0]

@@ -271,6 +271,7 @@ def _make_convert(element, method):
 widen_i16 = _make_convert("i16", "sext")
 widen_i32 = _make_convert("i32", "sext")
 widen_i64 = _make_convert("i64", "sext")
+widen_unsigned_i32 = _make_convert("i32", "zext")
 narrow_i8 = _make_convert("i8", "trunc")
 to_f32 = _make_convert("f32", "sitofp")
 truncate_i32 = _make_convert("i32", "fptosi")
@@ -401,6 +402,35 @@ def unpack_fields(typingctx, packed, bits):
         return builder.ashr(builder.shl(repeated, ir.Constant(vector.llvm, left)), right)
 
     return vector(packed, bits), codegen
+
+
+@intrinsic
+def half_bytes(typingctx, packed):
+    """code + 8 of the even and of the odd channels, from bytes of two 4-bit codes each."""
+
+    def codegen(context, builder, sig, args):
+        def constant(number):
+            return ir.Constant(packed.llvm, [_I8(number)] * packed.lanes)
+
+        unsigned = builder.xor(args[0], constant(0x88))
+        even = builder.and_(unsigned, constant(0x0F))
+        odd = builder.lshr(unsigned, constant(4))
+        return context.make_tuple(builder, sig.return_type, (even, odd))
+
+    return types.UniTuple(packed, 2)(packed), codegen
+
+
+@intrinsic
+def interleave(typingctx, even, odd):
+    """even[0], odd[0], even[1], odd[1], ..."""
+    vector = Vector(even.element, 2 * even.lanes)
+
+    def codegen(context, builder, sig, args):
+        lanes = [_I32(i // 2 + i % 2 * even.lanes) for i in range(vector.lanes)]
+        mask = ir.Constant(ir.VectorType(_I32, vector.lanes), lanes)
+        return builder.shuffle_vector(*args, mask)
+
+    return vector(even, odd), codegen
 
 
 # For attention: rows of floats or codes alike, sums across lanes, exp, and scratch memory.

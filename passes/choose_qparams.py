@@ -75,9 +75,10 @@ def _row_scaled(value: Instr) -> tuple[Instr, Instr | None]:
     """(x, c) of x * c, where c scales rows; the quantizer applies it on the way."""
     if value.op == "aten.mul.Tensor" and len(value.users) == 1 and len(value.shape) == 2:
         left, right = value.args["self"], value.args["other"]
-        if isinstance(left, Instr) and left.shape == value.shape:
-            if (scale := row_vector(right)) is not None and scale.shape == value.shape[:1]:
-                return left, scale
+        scale = row_vector(right)
+        whole = isinstance(left, Instr) and left.shape == value.shape
+        if whole and scale is not None and scale.shape == value.shape[:1]:
+            return left, scale
     return value, None
 
 

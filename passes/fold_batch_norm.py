@@ -85,13 +85,15 @@ def _fold(rewriter: Rewriter, value: Instr, scale: Tensor, shift: Tensor) -> boo
         return False
     program = rewriter.program
     weight = (program.tensor(args["weight"]).double() * scale[:, None]).float()
-    rewriter.set_arg(value, "weight", rewriter.param(value, f"{args['weight'].param}.folded", weight))
+    name = f"{args['weight'].param}.folded"
+    rewriter.set_arg(value, "weight", rewriter.param(value, name, weight))
     if biases:
         for add in biases:
-            bias = program.tensor(add.args["other"]).double() * scale
-            bias = bias + shift if add is biases[0] else bias
+            scaled_bias = program.tensor(add.args["other"]).double() * scale
+            # The bias nearest to the norm takes its shift.
+            added = scaled_bias + shift if add is biases[0] else scaled_bias
             name = f"{add.args['other'].param}.folded"
-            rewriter.set_arg(add, "other", rewriter.param(add, name, bias.float()))
+            rewriter.set_arg(add, "other", rewriter.param(add, name, added.float()))
         return True
     bias = tensor_of(program, args["bias"])
     folded = shift if bias is None else bias.double() * scale + shift

@@ -1,9 +1,9 @@
 """Compute once, at compile time, what depends on parameters alone.
 
-    e: f32[1] = param('eps')
-    f: f32[1] = aten.add.Tensor(e, 1)
-  becomes
-    f: f32[1] = param('eps.add')
+  e: f32[1] = param('eps')
+  f: f32[1] = aten.add.Tensor(e, 1)
+becomes
+  f: f32[1] = param('eps.add')
 """
 
 from __future__ import annotations

@@ -125,9 +125,7 @@ def _fold_gatv2(folder: _Folder, attend: Instr) -> Instr | None:
     left, right = folder.codes(x_src), folder.codes(x_dst)
     if left is None or right is None:
         return None
-    return folder.rewriter.insert(
-        attend, "quantized_attend_gatv2", *left[:3], *right[:3], *rest
-    )
+    return folder.rewriter.insert(attend, "quantized_attend_gatv2", *left[:3], *right[:3], *rest)
 
 
 _FOLDS = {

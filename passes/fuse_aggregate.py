@@ -74,9 +74,10 @@ def _message(messages: Instr, reduce: str) -> tuple[Instr | None, Instr | None, 
         left, right = messages.args["self"], messages.args["other"]
         for features, scale in ((left, right), (right, left)):
             weight = _edge_weight(scale, messages)
-            if isinstance(features, Instr) and features.op == "gather" and weight is not None:
-                if features.shape == messages.shape:
-                    return features.arg, features.args["index"], weight
+            if not isinstance(features, Instr) or features.op != "gather" or weight is None:
+                continue
+            if features.shape == messages.shape:
+                return features.arg, features.args["index"], weight
     return None, None, None
 
 

@@ -38,8 +38,8 @@ class FuseAttention(Pass):
                 continue
             match _match(aggregate, weight.arg):
                 case (op, args):
-                    args = [_matrix(rewriter, aggregate, a) if is_param(a) else a for a in args]
-                    rewriter.replace(aggregate, rewriter.insert(aggregate, op, *args))
+                    given = [_matrix(rewriter, aggregate, a) if is_param(a) else a for a in args]
+                    rewriter.replace(aggregate, rewriter.insert(aggregate, op, *given))
                 case str(reason):
                     ctx.missed(aggregate, reason)
         return rewriter.finish()

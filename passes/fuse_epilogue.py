@@ -86,10 +86,9 @@ def _add(producer: Instr, other: Instr) -> dict[str, Any] | None:
         return {"bias": other} if free else None
     if args["residual"] is not None or other.shape != producer.shape or not is_feature(other):
         return None
-    if producer.op == "aggregate" and args["self_weight"] is None and args["bias"] is None:
-        if (weight := _self_weight(other, args["x"])) is not None:
-            return {"self_weight": weight}
-    return {"residual": other}
+    bare = producer.op == "aggregate" and args["self_weight"] is None and args["bias"] is None
+    weight = _self_weight(other, args["x"]) if bare else None
+    return {"residual": other} if weight is None else {"self_weight": weight}
 
 
 def _self_weight(value: Instr, x: Instr) -> Instr | None:

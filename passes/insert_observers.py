@@ -27,6 +27,8 @@ _OPERANDS = {
 # Below this many outputs, turning a float input into codes moves more bytes than the integer
 # product saves: 6 bytes a channel against 2 * outputs operations at a quarter of the float time.
 _LEAST_OUTPUTS = 48
+# Integer products work on blocks of 16 channels; of fewer, most of a block is padding.
+_LEAST_INPUTS = 16
 
 
 class InsertObservers(Pass):
@@ -71,7 +73,9 @@ def _refusal(site: Instr) -> str | None:
     if site.op == "aten.linear.default":
         if not is_param(site.args["weight"]) or len(site.shape) != 2:
             return "its weight is not a parameter, or its input is not a matrix"
-        outputs = site.args["weight"].shape[0]
+        outputs, inputs = site.args["weight"].shape
+        if inputs < _LEAST_INPUTS:
+            return f"{inputs} input channels are too few for integer products to be faster"
         coded = any(u.op in _OPERANDS and u.op != "aten.linear.default" for u in value.users)
         if value.op == "input" and not coded and outputs < _LEAST_OUTPUTS:
             return (

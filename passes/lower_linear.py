@@ -1,9 +1,9 @@
 """Lower float linear layers with what follows them to one op.
 
-    h: f32[N, 8] = aten.linear.default(x, w, b)
-    y: f32[N, 8] = aten.relu.default(h)
-  becomes
-    y: f32[N, 8] = linear(x, w, b, None, 'relu')
+  h: f32[N, 8] = aten.linear.default(x, w, b)
+  y: f32[N, 8] = aten.relu.default(h)
+becomes
+  y: f32[N, 8] = linear(x, w, b, None, 'relu')
 """
 
 from __future__ import annotations

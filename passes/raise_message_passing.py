@@ -102,8 +102,10 @@ def _rows(zeros: Instr) -> Any:
 
 
 def _is_index(value: Instr) -> bool:
-    return len(value.shape) == 1 and value.dtype is not None and not (
-        value.dtype.is_floating_point or str(value.dtype) == "torch.bool"
+    return (
+        len(value.shape) == 1
+        and value.dtype is not None
+        and not (value.dtype.is_floating_point or str(value.dtype) == "torch.bool")
     )
 
 
@@ -112,12 +114,10 @@ def _mean(div: Instr) -> Raised | None:
     total, count = div.args["self"], row_vector(div.args["other"])
     if not isinstance(total, Instr) or total.op != "scatter" or count is None:
         return None
-    if count.op == "aten.clamp.default" and count.args["min"] == 1 and count.args["max"] is None:
-        count = count.arg
-    elif count.op == "aten.clamp_min.default" and count.args["min"] == 1:
-        count = count.arg
-    else:
+    clamps = count.op in ("aten.clamp.default", "aten.clamp_min.default")
+    if not clamps or count.args["min"] != 1 or count.args.get("max") is not None:
         return None
+    count = count.arg
     if count.op != "scatter" or constant_value(count.arg) != 1.0:
         return None
     same = all(total.args[k] == count.args[k] for k in ("index", "num_rows", "reduce"))

@@ -1,8 +1,8 @@
 """Multiply inputs that are mostly zeros, such as bags of words, by their non-zeros alone.
 
-    y: f32[N, 16] = aten.linear.default(x, w, b)        x: 2 % of the example is not zero
-  becomes
-    y: f32[N, 16] = sparse_linear(x, w', b)             w' = transposed w
+  y: f32[N, 16] = aten.linear.default(x, w, b)        x: 2 % of the example is not zero
+becomes
+  y: f32[N, 16] = sparse_linear(x, w', b)             w' = transposed w
 """
 
 from __future__ import annotations

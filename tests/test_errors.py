@@ -21,7 +21,10 @@ def module() -> gnnfx.OptimizedModule:
 
 X, E = graph(30, 100)
 CALLS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
-    "float-index": (lambda m: m(X, E.float()), "'edge_index' must be i64[2, E], got dtype torch.fl"),
+    "float-index": (
+        lambda m: m(X, E.float()),
+        "'edge_index' must be i64[2, E], got dtype torch.fl",
+    ),
     "too-high": (lambda m: m(X, E + 25), "'edge_index' holds node 54; expected 0 <= node < 30"),
     "negative": (lambda m: m(X, E - 5), "'edge_index' holds node -5; expected 0 <= node < 30"),
     "narrow-x": (lambda m: m(X[:, :7], E), "'x' must be f32[N, 12], got shape (30, 7)"),
@@ -86,7 +89,11 @@ class Dense(nn.Module):
 
 
 OPTIMIZE: dict[str, tuple[Callable[[], Any], type[GnnfxError], str]] = {
-    "preset": (lambda: gnnfx.optimize(make("gcn"), "int7"), PolicyError, "['fp32', 'int4', 'int8']"),
+    "preset": (
+        lambda: gnnfx.optimize(make("gcn"), "int7"),
+        PolicyError,
+        "['fp32', 'int4', 'int8']",
+    ),
     "bits": (lambda: gnnfx.Quantize(weight_bits=3), PolicyError, "weight_bits must be one of"),  # type: ignore[arg-type]
     "percentile": (lambda: gnnfx.Quantize(percentile=2.0), PolicyError, "(0.5, 1], got 2.0"),
     "model": (lambda: gnnfx.optimize(3), InputError, "must be a torch.nn.Module, got int"),  # type: ignore[arg-type]
@@ -117,7 +124,7 @@ OPTIMIZE: dict[str, tuple[Callable[[], Any], type[GnnfxError], str]] = {
         "holds NaN or Inf in sample 0",
     ),
     "no-tuples": (
-        lambda: gnnfx.optimize(make("gcn"), "int8", (X, E), calibration=X),  # type: ignore[arg-type]
+        lambda: gnnfx.optimize(make("gcn"), "int8", (X, E), calibration=X),
         CalibrationError,
         "must be an iterable of argument tuples, got Tensor",
     ),

@@ -102,7 +102,7 @@ def test_the_model_is_not_modified() -> None:
     assert model.training
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
-    assert model.convs[0]._cached_edge_index is None
+    assert model.get_submodule("convs.0")._cached_edge_index is None
 
 
 def test_edge_weights_and_keyword_arguments() -> None:

@@ -50,8 +50,8 @@ class OptimizedModule(nn.Module):
         self._structure = parts.structure.module()
         self._cache = GraphCache(self._compute)
         self._handle = own_structure(self)
-        self._register_state_dict_hook(_drop_prefix)
-        self.register_load_state_dict_pre_hook(_add_prefix)
+        self._register_state_dict_hook(_drop_prefix)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -128,7 +128,7 @@ class OptimizedModule(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> OptimizedModule:
         before = _device(self)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if (device := _device(self)) != before and device is not None:
             for module in (self._feature, self._structure):
                 _retarget(module, device)
@@ -136,7 +136,7 @@ class OptimizedModule(nn.Module):
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._cache = GraphCache(self._compute)
         self._handle = own_structure(self)
 
@@ -212,7 +212,8 @@ def _evaluate(dim: int | str, known: dict[str, Any]) -> Any:
     if isinstance(dim, int):
         return dim
     if dim not in known:
-        expr = sympy.sympify(dim, locals={str(n): sympy.Symbol(str(n)) for n in _AXIS_NAME.findall(dim)})
+        names = _AXIS_NAME.findall(dim)
+        expr = sympy.sympify(dim, locals={n: sympy.Symbol(n) for n in names})
         symbols = sorted(expr.free_symbols, key=str)
         if any(str(s) not in known for s in symbols):
             known[dim] = torch.library.get_ctx().new_dynamic_size()
@@ -233,9 +234,7 @@ def _drop_prefix(
         state[prefix + key.removeprefix(prefix + _PREFIX)] = state.pop(key)
 
 
-def _add_prefix(
-    module: nn.Module, state: dict[str, Any], prefix: str, *others: Any
-) -> None:
+def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
     for key in [k for k in state if k.startswith(prefix)]:
         state[prefix + _PREFIX + key.removeprefix(prefix)] = state.pop(key)
 

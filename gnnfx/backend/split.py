@@ -72,7 +72,8 @@ def _frontier(
     program: Program, structural: set[str], cheap: set[Instr]
 ) -> tuple[list[Instr], list[Instr]]:
     """Structural tensors, and integers that only the graph's contents tell, read by features."""
-    values, counts = [], []
+    values: list[Instr] = []
+    counts: list[Instr] = []
     for instr in program.instrs:
         if instr.name not in structural or instr.op in ("input", "return") or instr in cheap:
             continue

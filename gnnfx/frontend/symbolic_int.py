@@ -47,7 +47,8 @@ def symbolic_int(model: nn.Module) -> Iterator[None]:
     spaces = [
         vars(module)
         for name, module in list(sys.modules.items())
-        if (name in names or name.startswith("torch_geometric.")) and module is not None
+        if (name in names or name.startswith("torch_geometric."))
+        and module is not None
         and not name.startswith("torch.")
     ]
     shadowed = [space for space in spaces if "int" not in space]
@@ -58,5 +59,3 @@ def symbolic_int(model: nn.Module) -> Iterator[None]:
     finally:
         for space in shadowed:
             space.pop("int", None)
-
-

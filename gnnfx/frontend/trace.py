@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.utils import _pytree as pytree
 
 from gnnfx.errors import InputError, TraceError
@@ -80,7 +81,7 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     for module in frozen.modules():
         if getattr(module, "cached", False) is True:
-            module.cached = False
+            setattr(module, "cached", False)  # noqa: B010  (nn.Module types attributes as tensors)
     return frozen
 
 
@@ -104,7 +105,8 @@ def _export(model: nn.Module, example: dict[str, Any], leaves: dict[str, Any]) -
                 dynamic_shapes=shapes if not positional else None,
                 strict=False,
             )
-            return exported.run_decompositions({})
+            decomposed: ExportedProgram = exported.run_decompositions({})
+            return decomposed
         except Exception as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise TraceError(
@@ -114,8 +116,9 @@ def _export(model: nn.Module, example: dict[str, Any], leaves: dict[str, Any]) -
 
 
 def _initialize_lazy(model: nn.Module, example: dict[str, Any]) -> None:
-    lazy = torch.nn.parameter.UninitializedTensorMixin
-    if any(isinstance(p, lazy) for p in [*model.parameters(), *model.buffers()]):
+    if any(
+        isinstance(p, UninitializedTensorMixin) for p in [*model.parameters(), *model.buffers()]
+    ):
         model(**example)
 
 

@@ -35,9 +35,7 @@ def infer_value(program: Program, node: fx.Node) -> Any:
     if node.op == "get_attr":
         tensor = program.tensors[str(node.target)].detach()
         return program.mode.from_tensor(tensor, static_shapes=True)
-    args, kwargs = torch.fx.node.map_arg(
-        (node.args, node.kwargs), lambda n: n.meta["val"]
-    )
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     with program.mode, torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
@@ -98,9 +96,11 @@ def axis_domains(program: Program) -> dict[Dim, Domain]:
         index = instr.args[_INDEX_ARG[instr.op]]
         if not index.shape or isinstance(index.shape[0], int):
             continue
-        rows = instr.shape[0] if instr.op.startswith(("scatter", "aten.scatter", "aten.index_add")) else None
+        rows: Dim | None = None
         if instr.op in ("gather", "aten.index_select.default"):
             rows = instr.arg.shape[0] if instr.arg.shape else None
+        elif instr.op.startswith(("scatter", "aten.scatter", "aten.index_add")):
+            rows = instr.shape[0]
         pools = kinds.get(index.shape[0]) is Domain.NODE
         if not pools:
             kinds.setdefault(index.shape[0], Domain.EDGE)
@@ -137,7 +137,7 @@ def _index_inputs(program: Program) -> set[str]:
     for instr in program.instrs:
         if instr.op in _INDEX_ARG and not _parameter(instr.arg):
             wanted.append(instr.args[_INDEX_ARG[instr.op]])
-            wanted.extend(a for a in [instr.args.get("src")] if instr.op == "compress")
+            wanted.extend([instr.args["src"]] if instr.op == "compress" else [])
         elif instr.op == "aten.index.Tensor" and not _parameter(instr.arg):
             wanted.extend(i for i in instr.args["indices"] if isinstance(i, Instr))
     seen: set[str] = set()

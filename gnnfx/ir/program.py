@@ -249,7 +249,8 @@ class Program:
         if isinstance(value, (int, torch.SymInt, torch.SymBool)):
             return IntType(self.dim(value))
         if isinstance(value, (tuple, list)):
-            return TupleType(tuple(self.type_of(v) for v in value))  # type: ignore[arg-type]
+            items = [self.type_of(v) for v in value]
+            return TupleType(tuple(i for i in items if not isinstance(i, TupleType)))
         return None
 
     def dim(self, size: Any) -> Dim:

@@ -93,8 +93,6 @@ class Rewriter:
         return instr
 
 
-
-
 def drop_dead(graph: fx.Graph) -> bool:
     """Remove instructions whose results nobody uses; inputs stay."""
     changed = False

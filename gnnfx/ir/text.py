@@ -180,7 +180,8 @@ class _Parser:
 
     def _size(self, text: Dim) -> Any:
         """A number, or the SymInt of an expression over axis names."""
-        expr = sympy.sympify(text, locals={n: sympy.Symbol(n) for n in re.findall(r"[A-Z]\w*", str(text))})
+        names = re.findall(r"[A-Z]\w*", str(text))
+        expr = sympy.sympify(text, locals={n: sympy.Symbol(n) for n in names})
         if not expr.free_symbols:
             return int(expr)
         function = sympy.lambdify(sorted(expr.free_symbols, key=str), expr, "math")

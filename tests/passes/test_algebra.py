@@ -73,7 +73,8 @@ def test_batch_norm_reaches_the_linear_layer(text: str) -> None:
         pytest.param("return (y,)", "return (y, h)", id="layer-used-elsewhere"),
         pytest.param("'sum'", "'max'", id="maximum"),
         pytest.param(
-            "  c: f32[N, 8] = aten.add.Tensor(a, b)\n", "  c: f32[N, 8] = aten.add.Tensor(a, 0)\n",
+            "  c: f32[N, 8] = aten.add.Tensor(a, b)\n",
+            "  c: f32[N, 8] = aten.add.Tensor(a, 0)\n",
             id="no-bias-to-take-the-shift",
         ),
     ],
@@ -178,9 +179,11 @@ program separate(x: f32[N, 8], c: f32[N], v: f32[E], s: i64[E], d: i64[E])
 def test_node_factors_leave_the_edge_weight(weighted: bool) -> None:
     text = SEPARABLE
     if weighted:
-        text = text.replace("aten.mul.Tensor(a, b)\n", "aten.mul.Tensor(a, v)\n").replace(
-            "  y: ", "  z: f32[E] = aten.mul.Tensor(w, b)\n  y: "
-        ).replace("aggregate(x, rowptr, src, w)", "aggregate(x, rowptr, src, z)")
+        text = (
+            text.replace("aten.mul.Tensor(a, b)\n", "aten.mul.Tensor(a, v)\n")
+            .replace("  y: ", "  z: f32[E] = aten.mul.Tensor(w, b)\n  y: ")
+            .replace("aggregate(x, rowptr, src, w)", "aggregate(x, rowptr, src, z)")
+        )
     before, after, _ = rewrite(SeparateNorm(), text)
     aggregate = next(after.find("aggregate"))
     assert (aggregate.args["weight"] is not None) is weighted

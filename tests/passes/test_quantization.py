@@ -100,9 +100,11 @@ def test_int4_weights_are_packed() -> None:
     ],
 )
 def test_what_stays_float_says_why(policy: Policy, module: str, reason: str) -> None:
-    text = FLOAT.replace("default(r, v)", "default(x, u)").replace(
-        "v: f32[4, 64] = param('out.weight')", "u: f32[4, 16] = param('out.weight')"
-    ).replace("return (y,)", "return (y, r)")
+    text = (
+        FLOAT.replace("default(r, v)", "default(x, u)")
+        .replace("v: f32[4, 64] = param('out.weight')", "u: f32[4, 16] = param('out.weight')")
+        .replace("return (y,)", "return (y, r)")
+    )
     _, after, ctx = rewrite(InsertObservers(), text, policy)
     remarks = {r.module: r.text for r in ctx.remarks}
     assert "left in float32" in remarks[module]

@@ -102,7 +102,8 @@ def test_a_sum_over_a_clamped_count_is_a_mean() -> None:
 
 
 def test_a_count_clamped_elsewhere_is_no_mean() -> None:
-    _, after, _ = rewrite(RaiseMessagePassing(), MEAN.replace("clamp.default(c, 1)", "clamp.default(c, 2)"))
+    text = MEAN.replace("clamp.default(c, 1)", "clamp.default(c, 2)")
+    _, after, _ = rewrite(RaiseMessagePassing(), text)
     assert "aten.div.Tensor" in body(after)
 
 
@@ -132,7 +133,8 @@ def test_the_softmax_composite_is_one_op() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("1e-16", "1e-3"), ("'amax'", "'amin'"), ("aten.sub.Tensor", "aten.add.Tensor")]
+    ("old", "new"),
+    [("1e-16", "1e-3"), ("'amax'", "'amin'"), ("aten.sub.Tensor", "aten.add.Tensor")],
 )
 def test_what_is_almost_a_softmax_stays(old: str, new: str) -> None:
     _, after, _ = rewrite(RaiseMessagePassing(), SOFTMAX.replace(old, new))
