@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +15,7 @@ from gnnfx.calibrate import calibrate
 from gnnfx.errors import CalibrationError, MismatchError, PolicyError
 from gnnfx.frontend.example import CHECK_SIZES, TRACE_SIZES, resize
 from gnnfx.frontend.signature import flatten, unflatten
-from gnnfx.frontend.trace import Traced, trace
+from gnnfx.frontend.trace import Traced, frozen_copy, trace
 from gnnfx.ir.program import Program
 from gnnfx.pass_manager import PassContext, PassManager
 from gnnfx.pipeline import FLOAT_FACTS, float_passes, lower_passes, observe_passes, quantize_passes
@@ -124,7 +123,7 @@ def _leaves(traced: Traced, sample: Any, number: int) -> tuple[Any, ...]:
 
 def _verify_outputs(model: nn.Module, traced: Traced, program: Program) -> None:
     """Compare a float program with the model on two small graphs of the example's kind."""
-    eager = copy.deepcopy(model).eval()
+    eager = frozen_copy(model)
     for sizes in (TRACE_SIZES, CHECK_SIZES):
         leaves = resize(flatten(traced.example), sizes)
         inputs = unflatten(traced.example, leaves)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import softmax
 
-IN, OUT = 12, 5
+IN, OUT = 20, 5
 
 
 class GatedConv(MessagePassing):

@@ -27,8 +27,8 @@ CALLS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     ),
     "too-high": (lambda m: m(X, E + 25), "'edge_index' holds node 54; expected 0 <= node < 30"),
     "negative": (lambda m: m(X, E - 5), "'edge_index' holds node -5; expected 0 <= node < 30"),
-    "narrow-x": (lambda m: m(X[:, :7], E), "'x' must be f32[N, 12], got shape (30, 7)"),
-    "double-x": (lambda m: m(X.double(), E), "'x' must be f32[N, 12], got dtype torch.float64"),
+    "narrow-x": (lambda m: m(X[:, :7], E), "'x' must be f32[N, 20], got shape (30, 7)"),
+    "double-x": (lambda m: m(X.double(), E), "'x' must be f32[N, 20], got dtype torch.float64"),
     "flat-index": (lambda m: m(X, E[0]), "'edge_index' must be i64[2, E], got shape (100,)"),
     "no-tensor": (lambda m: m(X, None), "'edge_index' must be i64[2, E], got None"),
     "missing": (lambda m: m(X), "argument 'edge_index' is missing"),
@@ -82,7 +82,7 @@ class Dense(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lin = nn.Linear(12, 4)
+        self.lin = nn.Linear(20, 4)
 
     def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
         return self.lin(x)  # type: ignore[no-any-return]

@@ -164,9 +164,10 @@ def test_report_names_every_layer_and_what_was_left_alone() -> None:
     report = module.report
     assert report.bytes_after < report.bytes_before
     assert report.bytes_before == sum(p.numel() * 4 for p in model.parameters())
-    runs = {layer.module: layer.runs_as for layer in report.layers}
-    assert "quantized_linear int8" in runs["convs.0.lin_l"]
-    assert "quantized_linear int8" in runs["convs.1.lin_r"]
+    layers = {layer.module: layer for layer in report.layers}
+    assert "quantized_linear int8" in layers["convs.1.lin_r"].runs_as
+    assert "linear float32" in layers["convs.0.lin_l"].runs_as
+    assert any("left in float32" in text for text in layers["convs.0.lin_l"].left)
     assert "convs.0.lin_l" in str(report)
     assert report.to_dict()["policy"] == "int8"
 

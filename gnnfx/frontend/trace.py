@@ -72,11 +72,11 @@ def trace(
         inputs = signature.bind(args or (), kwargs or {})
     leaves = resize(flatten(inputs), TRACE_SIZES)
     example = unflatten(inputs, leaves)
-    exported = _export(_frozen_copy(model), example, leaves)
+    exported = _export(frozen_copy(model), example, leaves)
     return _traced(exported, type(model).__name__, signature, inputs, leaves)
 
 
-def _frozen_copy(model: nn.Module) -> nn.Module:
+def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode; layers that cache their first graph are told not to."""
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     for module in frozen.modules():
