@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
@@ -16,6 +16,7 @@ from gnnfx.errors import InputError
 from gnnfx.frontend.signature import flatten
 from gnnfx.frontend.trace import Traced
 from gnnfx.graph_cache import GraphCache
+from gnnfx.ir.op import find_op
 from gnnfx.ir.program import Program
 from gnnfx.ir.text import dump
 from gnnfx.ir.types import IntType, TensorType
@@ -47,6 +48,7 @@ class OptimizedModule(nn.Module):
         self._structure_inputs = tuple(i.type for i in parts.structure.inputs)
         self._structure_results = tuple(i.type for i in parts.structure.results)
         self._feature = parts.feature.module()
+        self._direct = _direct_forward(self._feature)
         self._structure = parts.structure.module()
         self._cache = GraphCache(self._compute)
         self._handle = own_structure(self)
@@ -61,9 +63,12 @@ class OptimizedModule(nn.Module):
         sizes = [leaves[i].shape[dim] for i, dim in self._sizes]
         if torch.compiler.is_compiling():
             values = torch.ops.gnnfx.structure(tensors, sizes, self._handle)
+            results = self._feature(*leaves, *values)
         else:
             values = self._cache.lookup(tensors, sizes)
-        return pytree.tree_unflatten(list(self._feature(*leaves, *values)), self._out.value)
+            run = self._direct if all(map(_is_plain, leaves)) else type(self._feature).forward
+            results = run(self._feature, *leaves, *values)
+        return pytree.tree_unflatten(list(results), self._out.value)
 
     def ir(self) -> str:
         """The optimized program as text."""
@@ -132,16 +137,38 @@ class OptimizedModule(nn.Module):
         if (device := _device(self)) != before and device is not None:
             for module in (self._feature, self._structure):
                 _retarget(module, device)
+            self._direct = _direct_forward(self._feature)
             self.forget()
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._direct = _direct_forward(self._feature)
         self._cache = GraphCache(self._compute)
         self._handle = own_structure(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_handle")}
+        remade = ("_direct", "_cache", "_handle")
+        return {k: v for k, v in self.__dict__.items() if k not in remade}
+
+
+def _is_plain(leaf: Any) -> bool:
+    """Whether a value needs nothing of torch's dispatcher: no gradient, no fake or subclass."""
+    return not isinstance(leaf, Tensor) or (type(leaf) is Tensor and not leaf.requires_grad)
+
+
+def _direct_forward(module: fx.GraphModule) -> Callable[..., Any]:
+    """The forward function of `module` with gnnfx ops called without torch's dispatcher.
+
+    On small graphs the dispatcher would take longer than the kernels.
+    """
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        if (op := find_op(node.target)) is not None:
+            copies[node].target = op.run
+    return type(fx.GraphModule(module, graph)).forward
 
 
 class _Immutable:

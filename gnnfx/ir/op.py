@@ -81,7 +81,8 @@ class OpDef:
         reasons = {i.name: i.reject(*args, **kwargs) for i in self.impls if i.device == device}
         return {name: reason for name, reason in reasons.items() if reason is not None}
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the implementation that fits, past torch's dispatcher: no gradients, no tracing."""
         return self.select(*args, **kwargs).fn(*args, **kwargs)
 
 
@@ -91,7 +92,7 @@ def register(op: OpDef) -> OpDef:
         raise ValueError(f"op {op.name!r} is already registered")
     schema = torch.library.infer_schema(op.reference, mutates_args=())
     _LIBRARY.define(op.name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(op.name, op._run, "CompositeExplicitAutograd")
+    _LIBRARY.impl(op.name, op.run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gnnfx::{op.name}", op.fake, lib=_LIBRARY)
     if op.differentiable:
         _register_gradient(op)
