@@ -5,7 +5,8 @@
 Each model is trained once per seed in float32 and then optimized under every policy, calibrated on
 the graph it was trained on.  The table shows mean and standard deviation of the test accuracy over
 seeds, and the drop of the mean against eager.  For policy `fp32` it also shows whether every
-prediction equals eager's, and the largest difference relative to the largest output.
+prediction equals eager's, and the largest difference relative to the largest output.  A run that
+was interrupted goes on from its JSON file.
 """
 
 from __future__ import annotations
@@ -116,8 +117,15 @@ def _mean(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ({spread:.2f})"
 
 
+def _finished(path: Path) -> list[Outcome]:
+    """Outcomes that an earlier, interrupted run has written."""
+    if not path.exists():
+        return []
+    return [Outcome(**outcome) for outcome in json.loads(path.read_text())["outcomes"]]
+
+
 def main() -> None:
-    """Parse arguments, run, write JSON, print the table."""
+    """Parse arguments, run, write JSON after each model, print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -130,22 +138,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "accuracy.json")
     options = parser.parse_args()
 
-    found: list[Outcome] = []
+    found = _finished(options.out)
+    known = {(o.dataset, o.model, o.seed) for o in found}
     runs = [
         (dataset, model, seed)
         for dataset in options.datasets
         for model in options.models
         for seed in range(options.seeds)
+        if (dataset, model, seed) not in known
     ]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", total=len(runs))
         for dataset, model, seed in runs:
             bars.update(task, description=f"{model} on {dataset}, seed {seed}")
             found += outcomes(dataset, model, seed, options.policies, options.root, options.epochs)
+            result = {"environment": environment(), "outcomes": [asdict(o) for o in found]}
+            options.out.write_text(json.dumps(result, indent=1) + "\n")
             bars.advance(task)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"environment": environment(), "outcomes": [asdict(outcome) for outcome in found]}
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    found.sort(key=lambda o: (DATASETS.index(o.dataset), MODELS.index(o.model)))
     console = Console(width=max(Console().width, TABLE_WIDTH))
     console.print(table(found))
     console.print(f"written: {options.out}")

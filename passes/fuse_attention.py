@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gnnfx.ir.patterns import is_param
+from gnnfx.ir.patterns import is_destination, is_param
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
@@ -61,7 +61,7 @@ def _gat(aggregate: Instr, logits: Instr) -> Fused | str:
     for term in terms:
         if term.op == "gather" and term.args["index"] == src and a_src is None:
             a_src = term.arg
-        elif term.op == "gather" and _is_dst(term.args["index"], rowptr) and a_dst is None:
+        elif term.op == "gather" and is_destination(term.args["index"], rowptr) and a_dst is None:
             a_dst = term.arg
         elif a_edge is None:
             a_edge = term
@@ -87,7 +87,11 @@ def _gatv2(aggregate: Instr, logits: Instr) -> Fused | str:
     for term in (terms := _terms(hidden.arg)):
         if term.op == "gather" and term.args["index"] == src and term.arg == x:
             continue
-        if term.op != "gather" or not _is_dst(term.args["index"], rowptr) or x_dst is not None:
+        if (
+            term.op != "gather"
+            or not is_destination(term.args["index"], rowptr)
+            or x_dst is not None
+        ):
             return "the score has other terms than x_src[src] + x_dst[dst]"
         x_dst = term.arg
     if x_dst is None or len(terms) != 2:
@@ -109,14 +113,3 @@ def _terms(value: Instr) -> list[Instr]:
         if isinstance(left, Instr) and isinstance(right, Instr):
             return [*_terms(left), *_terms(right)]
     return [value]
-
-
-def _is_dst(index: Instr, rowptr: Instr) -> bool:
-    """Whether `index` is the destination of each edge in the order of `rowptr`."""
-    csr = rowptr.arg
-    return (
-        index.op == "gather"
-        and index.arg == csr.args["dst"]
-        and index.args["index"].op == "getitem"
-        and index.args["index"].positional == [csr, 2]
-    )

@@ -12,7 +12,7 @@ quantizer of the rows, the second into the epilogue.
 
 from __future__ import annotations
 
-from gnnfx.ir.patterns import row_vector
+from gnnfx.ir.patterns import is_destination, row_vector
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
@@ -49,7 +49,7 @@ def _separate(rewriter: Rewriter, aggregate: Instr) -> Instr | None:
             if factor.args["index"] == args["src"]:
                 before.append(factor.arg)
                 continue
-            if _is_dst(factor.args["index"], args["rowptr"]):
+            if is_destination(factor.args["index"], args["rowptr"]):
                 after.append(factor.arg)
                 continue
         rest.append(factor)
@@ -84,14 +84,3 @@ def _product(rewriter: Rewriter, before: Instr, factors: list[Instr]) -> Instr |
 
 def _given(value: Instr | None) -> list[Instr]:
     return [] if value is None else [value]
-
-
-def _is_dst(index: Instr, rowptr: Instr) -> bool:
-    """Whether `index` is the destination of each edge in the order of `rowptr`."""
-    csr = rowptr.arg
-    return (
-        index.op == "gather"
-        and index.arg == csr.args["dst"]
-        and index.args["index"].positional[1:] == [2]
-        and index.args["index"].arg == csr
-    )

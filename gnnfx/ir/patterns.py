@@ -75,6 +75,15 @@ def used_elsewhere(instr: Instr, user: Instr) -> str | None:
     return f"{instr.name} is also used by {', '.join(others)}" if others else None
 
 
+def is_destination(index: Instr, rowptr: Instr) -> bool:
+    """Whether `index` is the destination of each edge in the order of `rowptr`."""
+    csr = rowptr.arg
+    if index.op != "gather" or csr.op != "compress" or index.arg != csr.args["dst"]:
+        return False
+    perm = index.args["index"]
+    return perm.op == "getitem" and perm.positional == [csr, 2]  # type: ignore[no-any-return]
+
+
 def is_param(value: Any) -> bool:
     return isinstance(value, Instr) and value.op == "param"
 
