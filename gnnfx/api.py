@@ -14,7 +14,7 @@ from gnnfx.backend.module import OptimizedModule
 from gnnfx.calibrate import calibrate
 from gnnfx.errors import CalibrationError, MismatchError, PolicyError
 from gnnfx.frontend.example import CHECK_SIZES, TRACE_SIZES, resize
-from gnnfx.frontend.signature import flatten, unflatten
+from gnnfx.frontend.signature import as_call, flatten, unflatten
 from gnnfx.frontend.trace import Traced, frozen_copy, trace
 from gnnfx.ir.program import Program
 from gnnfx.pass_manager import PassContext, PassManager
@@ -128,9 +128,8 @@ def _verify_outputs(model: nn.Module, traced: Traced, program: Program) -> None:
         leaves = resize(flatten(traced.example), sizes)
         inputs = unflatten(traced.example, leaves)
         with torch.no_grad():
-            positional = [v for n, v in inputs.items() if n.startswith("args")]
-            named = {n: v for n, v in inputs.items() if not n.startswith("args")}
-            expected = pytree.tree_leaves(eager(*positional, **named))
+            args, kwargs = as_call(inputs)
+            expected = pytree.tree_leaves(eager(*args, **kwargs))
             got = program.run(*(leaves[name] for name in traced.leaves))
         for number, (want, have) in enumerate(zip(expected, got, strict=True)):
             if isinstance(want, Tensor):

@@ -83,11 +83,23 @@ def _identity(tensors: Sequence[Tensor]) -> list[tuple[weakref.ref[Tensor], int]
 
 def _unchanged(entry: _Entry, tensors: Sequence[Tensor]) -> bool:
     if tensors and all(t.is_cuda for t in tensors):
-        now = _identity(tensors)
-        if now and now == entry.seen:
+        if _same_objects(entry.seen, tensors):
             return True
         if all(map(torch.equal, entry.copies, tensors)):
-            entry.seen = now
+            entry.seen = _identity(tensors)
             return True
         return False
     return all(map(torch.equal, entry.copies, tensors))
+
+
+def _same_objects(seen: list[tuple[weakref.ref[Tensor], int]], tensors: Sequence[Tensor]) -> bool:
+    """Whether these are the very tensors that were seen, at the same versions.
+
+    References are resolved first: comparing them would compare the values of the tensors.
+    """
+    if len(seen) != len(tensors) or any(t.is_inference() for t in tensors):
+        return False
+    return all(
+        reference() is tensor and version == tensor._version
+        for (reference, version), tensor in zip(seen, tensors, strict=True)
+    )

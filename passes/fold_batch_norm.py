@@ -69,10 +69,12 @@ def _fold(rewriter: Rewriter, value: Instr, scale: Tensor, shift: Tensor) -> boo
         if value.op == "aten.add.Tensor" and is_param(value.args["other"]):
             biases.append(value)
             value = value.arg
-        elif value.op == "scatter" and value.args["reduce"] in ("sum", "mean") and biases:
-            # Without a bias behind it, the shift would be summed once an edge.
-            value = value.arg
         elif value.op == "gather":
+            value = value.arg
+        elif not biases:
+            # What follows scales or sums rows, and would do so to the shift as well.
+            return False
+        elif value.op == "scatter" and value.args["reduce"] in ("sum", "mean"):
             value = value.arg
         elif value.op == "aten.mul.Tensor" and (scaled := _row_scaled(value)) is not None:
             value = scaled

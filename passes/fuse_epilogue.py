@@ -36,22 +36,18 @@ class FuseEpilogue(Pass):
             if (reason := used_elsewhere(producer, instr)) is not None:
                 ctx.missed(instr, reason)
                 continue
-            if (unready := _shape_mismatch(rewriter, instr, changes)) is not None:
-                changes = unready
-            args = {**producer.args, **changes}
+            args = {**producer.args, **_as_scalar(rewriter, instr, changes)}
             fused = rewriter.insert(instr, producer.op, **args, like=producer)
             rewriter.replace(instr, fused)
         return rewriter.finish()
 
 
-def _shape_mismatch(
-    rewriter: Rewriter, instr: Instr, changes: dict[str, Any]
-) -> dict[str, Any] | None:
-    """The self weight as a 0-d value, however the model shapes it."""
+def _as_scalar(rewriter: Rewriter, instr: Instr, changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes with a self weight as a 0-d value, however the model shapes it."""
     weight = changes.get("self_weight")
-    if isinstance(weight, Instr) and weight.shape:
-        return {**changes, "self_weight": rewriter.insert(instr, "aten.view.default", weight, [])}
-    return None
+    if weight is None or not weight.shape:
+        return changes
+    return {**changes, "self_weight": rewriter.insert(instr, "aten.view.default", weight, [])}
 
 
 def _match(instr: Instr) -> tuple[Instr, dict[str, Any]] | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import gnnfx
-from gnnfx.graph_cache import GraphCache
+from gnnfx.graph_cache import GraphCache, _identity, _same_objects
 from tests.models import graph, make
 
 
@@ -160,3 +160,15 @@ def test_threads_share_a_module(pair: tuple[torch.nn.Module, gnnfx.OptimizedModu
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_identity_is_of_objects_and_versions_not_of_values() -> None:
+    first, twin = torch.tensor([1, 2]), torch.tensor([1, 2])
+    seen = _identity([first])
+    assert _same_objects(seen, [first])
+    assert not _same_objects(seen, [twin])
+    first.add_(0)
+    assert not _same_objects(seen, [first])
+    with torch.inference_mode():
+        unversioned = torch.tensor([1, 2])
+    assert not _same_objects(_identity([unversioned]), [unversioned])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -19,7 +17,7 @@ from gnnfx.graph_cache import GraphCache
 from gnnfx.ir.op import find_op
 from gnnfx.ir.program import Program
 from gnnfx.ir.text import dump
-from gnnfx.ir.types import IntType, TensorType
+from gnnfx.ir.types import IntType, TensorType, axis_names, size_of
 from gnnfx.kernels.structure import own_structure
 from gnnfx.report import Report
 
@@ -239,17 +237,13 @@ def _evaluate(dim: int | str, known: dict[str, Any]) -> Any:
     if isinstance(dim, int):
         return dim
     if dim not in known:
-        names = _AXIS_NAME.findall(dim)
-        expr = sympy.sympify(dim, locals={n: sympy.Symbol(n) for n in names})
-        symbols = sorted(expr.free_symbols, key=str)
-        if any(str(s) not in known for s in symbols):
-            known[dim] = torch.library.get_ctx().new_dynamic_size()
+        if all(name in known for name in axis_names(dim)):
+            known[dim] = size_of(dim, known)
         else:
-            known[dim] = sympy.lambdify(symbols, expr, "math")(*(known[str(s)] for s in symbols))
+            known[dim] = torch.library.get_ctx().new_dynamic_size()
     return known[dim]
 
 
-_AXIS_NAME = re.compile(r"[A-Z]\w*")
 _PREFIX = "_feature."
 
 

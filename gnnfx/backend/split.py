@@ -23,14 +23,12 @@ class Split:
 
     tensors: names of the inputs that the structure part reads.
     sizes: (input, dimension) of each integer that it reads after them.
-    values: names of the values that the feature part takes from it, after its own inputs.
     """
 
     structure: Program
     feature: Program
     tensors: tuple[str, ...]
     sizes: tuple[tuple[str, int], ...]
-    values: tuple[str, ...]
 
 
 def split(program: Program) -> Split:
@@ -53,7 +51,6 @@ def split(program: Program) -> Split:
         feature,
         tuple(i.name for i in tensors),
         tuple((i.arg.name, i.args["dim"]) for i in sizes),
-        tuple(i.name for i in [*values, *counts]),
     )
 
 
@@ -80,7 +77,7 @@ def _frontier(
         if all(u.name in structural for u in instr.users):
             continue
         (values if isinstance(instr.fake, Tensor) else counts).append(instr)
-    return [v for v in values if v.op != "param"], counts
+    return values, counts
 
 
 def _needed(roots: list[Instr]) -> set[Instr]:
@@ -145,7 +142,6 @@ def _feature_part(program: Program, values: list[Instr], counts: list[Instr]) ->
     for instr in program.instrs:
         if instr.node not in copies:
             _copy(graph, instr, copies)
-    drop_dead(graph)
     return _finished(part)
 
 

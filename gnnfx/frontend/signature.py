@@ -57,6 +57,13 @@ class Signature:
         }
 
 
+def as_call(inputs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of bound arguments: extra positional ones by position, the rest by name."""
+    extra = {name for name in inputs if name.startswith("args")}
+    named = {name: value for name, value in inputs.items() if name not in extra}
+    return tuple(value for name, value in inputs.items() if name in extra), named
+
+
 def flatten(inputs: dict[str, Any]) -> dict[str, Any]:
     """Leaves of nested inputs under names such as `x`, `x_dict.paper` or `x.0`."""
     leaves: dict[str, Any] = {}

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from gnnfx.errors import InputError, TraceError
 from gnnfx.frontend.example import TRACE_SIZES, make_example, resize, row_counts
-from gnnfx.frontend.signature import Signature, flatten, unflatten
+from gnnfx.frontend.signature import Signature, as_call, flatten, unflatten
 from gnnfx.frontend.symbolic_int import symbolic_int
 from gnnfx.ir.infer import annotate
 from gnnfx.ir.program import Instr, Program, set_record
@@ -94,15 +94,15 @@ def _export(model: nn.Module, example: dict[str, Any], leaves: dict[str, Any]) -
         return Dim.AUTO if isinstance(leaf, int) and not isinstance(leaf, bool) else None
 
     shapes = unflatten(example, {name: dynamic(name, leaf) for name, leaf in leaves.items()})
-    positional = [n for n in example if n.startswith("args")]
+    args, kwargs = as_call(example)
     with _quiet(), symbolic_int(model), torch.no_grad():
         _initialize_lazy(model, example)
         try:
             exported = torch.export.export(
                 model,
-                tuple(example[n] for n in positional),
-                {n: v for n, v in example.items() if n not in positional},
-                dynamic_shapes=shapes if not positional else None,
+                args,
+                kwargs,
+                dynamic_shapes=None if args else shapes,
                 strict=False,
             )
             decomposed: ExportedProgram = exported.run_decompositions({})

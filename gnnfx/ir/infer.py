@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from gnnfx.ir.patterns import is_param
 from gnnfx.ir.program import Instr, Program, codes_of, set_record
 from gnnfx.ir.types import Dim, Domain, Record, TensorType
 
@@ -91,7 +92,7 @@ def axis_domains(program: Program) -> dict[Dim, Domain]:
     """What each symbolic row count stands for, from its use by message passing."""
     kinds: dict[Dim, Domain] = {}
     for instr in program.instrs:
-        if instr.op not in _INDEX_ARG or _parameter(instr.arg):
+        if instr.op not in _INDEX_ARG or is_param(instr.arg):
             continue
         index = instr.args[_INDEX_ARG[instr.op]]
         if not index.shape or isinstance(index.shape[0], int):
@@ -135,10 +136,10 @@ def _index_inputs(program: Program) -> set[str]:
     """Integer inputs from which an index of a gather or scatter is computed."""
     wanted: list[Instr] = []
     for instr in program.instrs:
-        if instr.op in _INDEX_ARG and not _parameter(instr.arg):
+        if instr.op in _INDEX_ARG and not is_param(instr.arg):
             wanted.append(instr.args[_INDEX_ARG[instr.op]])
             wanted.extend([instr.args["src"]] if instr.op == "compress" else [])
-        elif instr.op == "aten.index.Tensor" and not _parameter(instr.arg):
+        elif instr.op == "aten.index.Tensor" and not is_param(instr.arg):
             wanted.extend(i for i in instr.args["indices"] if isinstance(i, Instr))
     seen: set[str] = set()
     found: set[str] = set()
@@ -151,10 +152,6 @@ def _index_inputs(program: Program) -> set[str]:
             found.add(instr.name)
         wanted.extend(instr.inputs)
     return found
-
-
-def _parameter(value: Any) -> bool:
-    return isinstance(value, Instr) and value.op == "param"
 
 
 def _domain(instr: Instr, kinds: dict[Dim, Domain], structural: set[str]) -> Domain:

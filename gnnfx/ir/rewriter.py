@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,10 +31,11 @@ class Rewriter:
             node = graph.call_function(op_target(op), tuple(unwrap(args)), named)
         return self._finish_node(node, (like or before).module)
 
-    def param(self, before: Instr, name: str, tensor: Tensor, like: Instr | None = None) -> Instr:
+    def param(self, user: Instr, name: str, tensor: Tensor) -> Instr:
         """A reference to a tensor that the program owns from now on under a free name.
 
-        It stands at the top, so that every instruction may use it.
+        It stands at the top, so that every instruction may use it, and is reported under the
+        module of `user`.
         """
         unique, count = name, 0
         while unique in self.program.tensors:
@@ -45,7 +45,7 @@ class Rewriter:
         first = next(n for n in self.program.graph.nodes if n.op not in ("placeholder", "get_attr"))
         with self.program.graph.inserting_before(first):
             node = self.program.graph.get_attr(unique)
-        return self._finish_node(node, (like or before).module)
+        return self._finish_node(node, user.module)
 
     def replace(self, old: Instr, new: Instr) -> None:
         """Let every user of `old` use `new` instead."""
@@ -63,17 +63,6 @@ class Rewriter:
         else:
             instr.node.update_kwarg(name, unwrap(value))
         self._changed = True
-
-    def remove(self, instr: Instr) -> None:
-        """Drop an instruction that nothing uses."""
-        self.program.graph.erase_node(instr.node)
-        self._changed = True
-
-    def map_args(self, instr: Instr, mapping: Mapping[Instr, Instr]) -> None:
-        """Use the values of `mapping` instead of its keys in one instruction."""
-        for old, new in mapping.items():
-            instr.node.replace_input_with(old.node, new.node)
-            self._changed = True
 
     def finish(self) -> Program:
         """The edited program, dead code dropped and types inferred, or the original."""
@@ -93,14 +82,11 @@ class Rewriter:
         return instr
 
 
-def drop_dead(graph: fx.Graph) -> bool:
+def drop_dead(graph: fx.Graph) -> None:
     """Remove instructions whose results nobody uses; inputs stay."""
-    changed = False
     for node in reversed(graph.nodes):
         if node.op in ("call_function", "get_attr") and not node.users and not effects(node):
             graph.erase_node(node)
-            changed = True
-    return changed
 
 
 def effects(node: fx.Node) -> bool:

@@ -16,7 +16,6 @@ import re
 import zlib
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -25,7 +24,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from gnnfx.errors import ParseError
 from gnnfx.ir.infer import records
 from gnnfx.ir.program import Instr, Program, op_target, set_record
-from gnnfx.ir.types import DTYPE_OF, Dim, Domain, Record
+from gnnfx.ir.types import DTYPE_OF, Dim, Domain, Record, axis_names, size_of
 
 _TORCH_CONSTANTS = (torch.dtype, torch.layout, torch.memory_format)
 
@@ -180,12 +179,7 @@ class _Parser:
 
     def _size(self, text: Dim) -> Any:
         """A number, or the SymInt of an expression over axis names."""
-        names = re.findall(r"[A-Z]\w*", str(text))
-        expr = sympy.sympify(text, locals={n: sympy.Symbol(n) for n in names})
-        if not expr.free_symbols:
-            return int(expr)
-        function = sympy.lambdify(sorted(expr.free_symbols, key=str), expr, "math")
-        return function(*(self._axis(str(s)) for s in sorted(expr.free_symbols, key=str)))
+        return size_of(text, {name: self._axis(name) for name in axis_names(text)})
 
     def _axis(self, name: str) -> torch.SymInt:
         """The size symbol of a named axis, made on first use."""

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import enum
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import sympy
 import torch
 
 Dim = int | str
+
+
+def axis_names(dim: Dim) -> list[str]:
+    """The named axes in the expression of a size, each once and in order."""
+    return sorted(set(re.findall(r"[A-Z]\w*", str(dim))))
+
+
+def size_of(dim: Dim, axes: Mapping[str, Any]) -> Any:
+    """What the expression of a size comes to, given the size of each axis in it."""
+    names = axis_names(dim)
+    expr = sympy.sympify(dim, locals={n: sympy.Symbol(n) for n in names})
+    return sympy.lambdify(names, expr, "math")(*(axes[n] for n in names)) if names else int(expr)
 
 
 class Domain(enum.Enum):

@@ -77,6 +77,11 @@ def test_batch_norm_reaches_the_linear_layer(text: str) -> None:
             "  c: f32[N, 8] = aten.add.Tensor(a, 0)\n",
             id="no-bias-to-take-the-shift",
         ),
+        pytest.param(
+            "  c: f32[N, 8] = aten.add.Tensor(a, b)\n",
+            "  i: f32[N, 8] = aten.add.Tensor(a, b)\n  c: f32[N, 8] = aten.mul.Tensor(i, 2.0)\n",
+            id="scaled-behind-the-bias",
+        ),
     ],
 )
 def test_batch_norm_out_of_reach_becomes_multiply_add(old: str, new: str) -> None:
