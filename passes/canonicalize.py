@@ -45,7 +45,7 @@ class Canonicalize(Pass):
 def _same_value(instr: Instr) -> Instr | None:
     """An operand that `instr` equals, or None."""
     if instr.op in _COPIES:
-        return _operand(instr.arg)
+        return _operand(instr.arg) if _strides(instr) == _strides(instr.arg) else None
     if instr.op in _SAME_SHAPE | _CASTS and instr.arg.type == instr.type:
         same_device = instr.fake.device == instr.arg.fake.device
         return _operand(instr.arg) if same_device else None
@@ -58,6 +58,11 @@ def _same_value(instr: Instr) -> Instr | None:
         if commutes and constant_value(left) == neutral and right.type == instr.type:
             return _operand(right)
     return None
+
+
+def _strides(instr: Instr) -> list[str]:
+    """Strides as text: comparing symbolic sizes would add guards on them."""
+    return [str(s) for s in instr.fake.stride()]
 
 
 def _operand(value: object) -> Instr | None:

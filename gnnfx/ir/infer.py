@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from gnnfx.ir.patterns import is_param
 from gnnfx.ir.program import Instr, Program, codes_of, set_record
@@ -41,6 +42,67 @@ def infer_value(program: Program, node: fx.Node) -> Any:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
+def infer_anew(program: Program, node: fx.Node) -> Any:
+    """The fake result of `node`, remembered until an argument changes.
+
+    Sizes that the graph's contents decide keep the symbols they had: running the op again would
+    make new symbols for the same sizes.
+    """
+    made_from = _made_from(node)
+    if "val" in node.meta and node.meta.get(_MADE_FROM) == made_from:
+        return node.meta["val"]
+    old = node.meta.get("val")
+    if old is None or not keeps_traced_size(node):
+        try:
+            new = infer_value(program, node)
+        except GuardOnDataDependentSymNode:
+            if old is None:
+                raise
+            new = old
+        node.meta["val"] = old if _renames_sizes(program, old, new) else new
+    node.meta[_MADE_FROM] = made_from
+    return node.meta["val"]
+
+
+_MADE_FROM = "gnnfx_made_from"
+
+
+class _Same:
+    """A value that equals only itself: FakeTensors compare elementwise, which has no answer."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _made_from(node: fx.Node) -> tuple[Any, ...]:
+    """What the type of `node` was, or would be, inferred from."""
+    args = torch.fx.node.map_aggregate(
+        (node.args, node.kwargs),
+        lambda a: _Same(a.meta.get("val")) if isinstance(a, fx.Node) else a,
+    )
+    return node.op, node.target, args
+
+
+def _renames_sizes(program: Program, old: Any, new: Any) -> bool:
+    """Whether `new` differs from `old` only in symbols that no value of the program had before."""
+    if not isinstance(old, Tensor) or not isinstance(new, Tensor) or old.dtype != new.dtype:
+        return False
+    if old.dim() != new.dim():
+        return False
+
+    def fresh(size: Any) -> bool:
+        symbols = size.node.expr.free_symbols if isinstance(size, torch.SymInt) else set()
+        return bool(symbols - program.axes.keys())
+
+    pairs = list(zip(old.shape, new.shape, strict=True))
+    return any(fresh(b) for _, b in pairs) and all(str(a) == str(b) or fresh(b) for a, b in pairs)
+
+
 def keeps_traced_size(node: fx.Node) -> bool:
     """Whether the result's size depends on data, so that re-running would make a new symbol."""
     if isinstance(node.target, torch._ops.OpOverload):
@@ -59,8 +121,7 @@ def annotate(program: Program) -> Program:
     for node in program.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
-        if "val" not in node.meta or not keeps_traced_size(node):
-            node.meta["val"] = infer_value(program, node)
+        infer_anew(program, node)
     records(program)
     return program
 

@@ -228,11 +228,13 @@ class Program:
         """A runnable module over this program's graph and tensors."""
         used = {n.target for n in self.graph.nodes if n.op == "get_attr"}
         root = torch.nn.Module()
-        for name, tensor in self.tensors.items():
-            if name in used:
-                attach(root, name, tensor)
+        # Short names first: an original name is kept where a derived one starts with it.
+        names = sorted((n for n in self.tensors if n in used), key=lambda n: n.count("."))
+        paths = {name: attach(root, name, self.tensors[name]) for name in names}
         bare = self.copy().graph
         for node in bare.nodes:
+            if node.op == "get_attr":
+                node.target = paths[node.target]
             # FakeTensors can be neither copied nor saved; records say where values are from.
             node.meta = {_KEY: node.meta[_KEY]} if _KEY in node.meta else {}
         return fx.GraphModule(root, bare, class_name=self.name)
@@ -267,18 +269,29 @@ class Program:
         return self.axes[symbol]
 
 
-def attach(root: torch.nn.Module, name: str, tensor: Tensor) -> None:
-    """Register `tensor` on `root` under a dotted name, keeping parameters parameters."""
+def attach(root: torch.nn.Module, name: str, tensor: Tensor) -> str:
+    """Register `tensor` on `root` under a dotted name, keeping parameters parameters.
+
+    Returns the name it got: a part that is taken (a tensor cannot hold `weight.folded` beside
+    `weight`) has an underscore appended.
+    """
     *path, leaf = name.split(".")
     module = root
+    taken: list[str] = []
     for part in path:
+        while hasattr(module, part) and not isinstance(getattr(module, part), torch.nn.Module):
+            part += "_"
         if not hasattr(module, part):
             module.add_module(part, torch.nn.Module())
         module = getattr(module, part)
+        taken.append(part)
+    while hasattr(module, leaf):
+        leaf += "_"
     if isinstance(tensor, torch.nn.Parameter):
         module.register_parameter(leaf, tensor)
     else:
         module.register_buffer(leaf, tensor)
+    return ".".join([*taken, leaf])
 
 
 def set_record(instr: Instr, record: Record) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gnnfx.ir.infer import annotate, infer_value
+from gnnfx.ir.infer import annotate, infer_anew
 from gnnfx.ir.program import Instr, Program, op_target, set_record, unwrap
 from gnnfx.ir.types import Domain, Record
 
@@ -74,9 +74,8 @@ class Rewriter:
         return annotate(self.program)
 
     def _finish_node(self, node: fx.Node, module: str) -> Instr:
-        node.meta["val"] = infer_value(self.program, node)
         instr = Instr(node)
-        type_ = self.program.type_of(node.meta["val"])
+        type_ = self.program.type_of(infer_anew(self.program, node))
         set_record(instr, Record(type_, Domain.OTHER, module, self._origin))
         self._changed = True
         return instr

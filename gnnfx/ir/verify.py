@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 
 from gnnfx.errors import VerifyError
-from gnnfx.ir.infer import infer_value, keeps_traced_size
+from gnnfx.ir.infer import infer_anew
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.text import format_instr
 from gnnfx.ir.types import Codes
@@ -33,12 +33,12 @@ def verify(program: Program, before: Program | None = None) -> None:
 
 
 def _verify_type(program: Program, instr: Instr) -> None:
-    if instr.op in ("input", "return") or keeps_traced_size(instr.node):
+    if instr.op in ("input", "return"):
         return
     if instr.op == "param" and instr.param not in program.tensors:
         _fail(program, instr, f"the program owns no tensor {instr.param!r}")
     try:
-        inferred = program.type_of(infer_value(program, instr.node))
+        inferred = program.type_of(infer_anew(program, instr.node))
     except Exception as error:
         _fail(program, instr, f"{instr.op} does not take these arguments: {error}")
     if inferred != instr.type:
