@@ -96,13 +96,15 @@ class Catcher:
 def attempt(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """What became of one call: its outcome, the reason, and seconds to compile."""
     try:
-        eager = copy.deepcopy(module).eval()
-        given_args, given_kwargs = copy.deepcopy((args, kwargs))
+        eager = _copy(module).eval()
+        given_args, given_kwargs = _copy((args, kwargs))
         with torch.no_grad():
             torch.manual_seed(1)
-            expected = copy.deepcopy(eager)(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+            first_args, first_kwargs = _copy((args, kwargs))
+            expected = _copy(eager)(*first_args, **first_kwargs)
             torch.manual_seed(2)
-            again = copy.deepcopy(eager)(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+            second_args, second_kwargs = _copy((args, kwargs))
+            again = _copy(eager)(*second_args, **second_kwargs)
     except Exception as error:
         return {"outcome": "not counted", "reason": f"eager raises {_first_line(error)}"}
     if (reason := _not_counted((args, kwargs), expected, again)) is not None:
@@ -123,6 +125,19 @@ def attempt(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     outcome = "unoptimized" if whole else "optimized"
     reason = "; ".join(f"{path or '(top)'}: {reason}" for path, reason in kept)
     return {"outcome": outcome, "reason": reason, "seconds": round(seconds, 2)}
+
+
+def _copy(value: Any) -> Any:
+    """A deep copy; tensors that deepcopy refuses (sparse, or with a history) are cloned."""
+    tensors: list[Tensor] = [leaf for leaf in pytree.tree_leaves(value) if _is_odd(leaf)]
+    if isinstance(value, nn.Module):
+        values = [v for module in value.modules() for v in vars(module).values()]
+        tensors += [v for v in values if _is_odd(v)]
+    return copy.deepcopy(value, {id(t): t.detach().clone() for t in tensors})
+
+
+def _is_odd(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and (leaf.layout != torch.strided or not leaf.is_leaf)
 
 
 def _not_counted(given: Any, expected: Any, again: Any) -> str | None:

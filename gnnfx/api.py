@@ -10,11 +10,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import gnnfx.kernels  # noqa: F401  (registers every op)
-from gnnfx.backend.module import OptimizedModule
+from gnnfx.backend.module import KeptModel, OptimizedModule
 from gnnfx.calibrate import calibrate
-from gnnfx.errors import CalibrationError, MismatchError, PolicyError
-from gnnfx.frontend.example import CHECK_SIZES, TRACE_SIZES, resize
-from gnnfx.frontend.signature import as_call, flatten, unflatten
+from gnnfx.errors import (
+    AssumptionError,
+    CalibrationError,
+    InputError,
+    MismatchError,
+    PolicyError,
+    TraceError,
+)
+from gnnfx.frontend.signature import as_call, flatten, input_name
 from gnnfx.frontend.trace import Traced, frozen_copy, trace
 from gnnfx.ir.program import Program
 from gnnfx.pass_manager import PassContext, PassManager
@@ -44,13 +50,24 @@ def optimize(
     calibration: argument tuples (or dicts) whose value ranges fix the activation scales.
         Without it, scales are computed from the values of each call.
 
-    Raises InputError, PolicyError, CalibrationError or TraceError for what the caller can mend,
+    Submodules that cannot be captured, or the whole model, run as they are and are named in the
+    report with the reason.  Raises InputError, PolicyError or CalibrationError for what the caller
+    can mend, TraceError if nothing of a model that shall be quantized can be captured,
     MismatchError if the program does not compute what the model computes.
     """
     chosen = as_policy(policy)
     ctx = PassContext(chosen)
     args = None if example_inputs is None else _as_tuple(example_inputs)
-    traced = trace(model, args, example_kwargs)
+    name = policy if isinstance(policy, str) else "custom"
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    try:
+        traced = trace(model, args, example_kwargs)
+    except TraceError as error:
+        if chosen.quantize is not None:
+            raise
+        return KeptModel(frozen_copy(model), Report.of_kept(name, before, str(error)))
     if args is not None or example_kwargs is not None:
         ctx.densities = _densities(flatten(traced.example))
     program = PassManager(float_passes()).run(traced.program, ctx)
@@ -60,15 +77,16 @@ def optimize(
     program = PassManager(lower_passes(), FLOAT_FACTS).run(program, ctx)
     if chosen.quantize is None:
         _verify_outputs(model, traced, program)
-    before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    name = policy if isinstance(policy, str) else "custom"
-    return OptimizedModule(traced, program, Report.of(name, before, program, ctx.remarks))
+    report = Report.of(name, before, program, ctx.remarks, traced.kept)
+    # A graph that takes a branch which was not captured runs as the model would run it.
+    eager = frozen_copy(model) if any(program.find("assume")) else None
+    return OptimizedModule(traced, program, report, eager)
 
 
 def _densities(leaves: dict[str, Any]) -> dict[str, float]:
     """Share of non-zeros in the first rows of each feature matrix of the user's example."""
     return {
-        name.replace(".", "_"): float((leaf[:_ROWS_LOOKED_AT] != 0).float().mean())
+        input_name(name): float((leaf[:_ROWS_LOOKED_AT] != 0).float().mean())
         for name, leaf in leaves.items()
         if isinstance(leaf, Tensor) and leaf.dim() == 2 and leaf.is_floating_point() and len(leaf)
     }
@@ -122,15 +140,17 @@ def _leaves(traced: Traced, sample: Any, number: int) -> tuple[Any, ...]:
 
 
 def _verify_outputs(model: nn.Module, traced: Traced, program: Program) -> None:
-    """Compare a float program with the model on two small graphs of the example's kind."""
+    """Compare a float program with the model on graphs of several sizes."""
     eager = frozen_copy(model)
-    for sizes in (TRACE_SIZES, CHECK_SIZES):
-        leaves = resize(flatten(traced.example), sizes)
-        inputs = unflatten(traced.example, leaves)
+    for inputs in traced.checks:
+        leaves = flatten(inputs)
         with torch.no_grad():
             args, kwargs = as_call(inputs)
             expected = pytree.tree_leaves(eager(*args, **kwargs))
-            got = program.run(*(leaves[name] for name in traced.leaves))
+            try:
+                got = program.run(*(leaves[name] for name in traced.leaves))
+            except AssumptionError:
+                continue
         for number, (want, have) in enumerate(zip(expected, got, strict=True)):
             if isinstance(want, Tensor):
                 _verify_output(model, program, number, want, have)

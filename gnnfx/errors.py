@@ -28,6 +28,10 @@ class MismatchError(GnnfxError, RuntimeError):
     """The optimized program does not compute what the model computes: a fault of gnnfx."""
 
 
+class AssumptionError(GnnfxError, RuntimeError):
+    """A graph takes another branch of the model than the one that was captured."""
+
+
 class VerifyError(GnnfxError, RuntimeError):
     """A program breaks an invariant of the IR: a fault of the pass that ran last."""
 

@@ -50,16 +50,24 @@ class Layer:
 
 @dataclass(frozen=True)
 class Report:
-    """All layers, and the bytes of the whole model."""
+    """All layers, and the bytes of the whole model.
+
+    kept: paths of submodules that run as they were ('' for the whole model), and why.
+    """
 
     policy: str
     layers: tuple[Layer, ...]
     bytes_before: int
     bytes_after: int
+    kept: tuple[tuple[str, str], ...] = ()
 
     @staticmethod
     def of(
-        policy: str, before: dict[str, Tensor], after: Program, remarks: Iterable[Remark]
+        policy: str,
+        before: dict[str, Tensor],
+        after: Program,
+        remarks: Iterable[Remark],
+        kept: tuple[tuple[str, str], ...] = (),
     ) -> Report:
         """The report of a program made from a model with the tensors `before`."""
         remarks = list(remarks)
@@ -78,8 +86,17 @@ class Report:
                     left=_texts(remarks, module, done=False),
                 )
             )
-        kept = tuple(x for x in layers if any((x.runs_as, x.bytes_before, x.done, x.left)))
-        return Report(policy, kept, _bytes(before.values()), _bytes(after.tensors.values()))
+        shown = tuple(x for x in layers if any((x.runs_as, x.bytes_before, x.done, x.left)))
+        left = {id(m): m for m in after.kept.values()}.values()
+        bytes_kept = sum(_bytes([*m.parameters(), *m.buffers()]) for m in left)
+        bytes_after = _bytes(after.tensors.values()) + bytes_kept
+        return Report(policy, shown, _bytes(before.values()), bytes_after, kept)
+
+    @staticmethod
+    def of_kept(policy: str, before: dict[str, Tensor], reason: str) -> Report:
+        """The report of a model that runs as it was."""
+        total = _bytes(before.values())
+        return Report(policy, (), total, total, (("", reason),))
 
     def table(self) -> Table:
         """One row a layer."""
@@ -95,6 +112,8 @@ class Report:
                 f"{layer.bytes_after:,}",
                 "\n".join(remarks),
             )
+        for path, reason in self.kept:
+            table.add_row(path or "(top)", "kept as it is", "", "", reason)
         table.add_section()
         table.add_row("total", "", f"{self.bytes_before:,}", f"{self.bytes_after:,}", "")
         return table

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from gnnfx.backend.split import Split, split
-from gnnfx.errors import InputError
+from gnnfx.backend.split import split
+from gnnfx.errors import AssumptionError, InputError
 from gnnfx.frontend.signature import flatten
 from gnnfx.frontend.trace import Traced
 from gnnfx.graph_cache import GraphCache
 from gnnfx.ir.op import find_op
-from gnnfx.ir.program import Program
+from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.text import dump
-from gnnfx.ir.types import IntType, TensorType, axis_names, size_of
+from gnnfx.ir.types import IntType, TensorType, axis_names, size_of, wrong_size
 from gnnfx.kernels.structure import own_structure
 from gnnfx.report import Report
 
@@ -29,8 +30,11 @@ class OptimizedModule(nn.Module):
     report: what was done to each layer.
     """
 
-    def __init__(self, traced: Traced, program: Program, report: Report) -> None:
+    def __init__(
+        self, traced: Traced, program: Program, report: Report, eager: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        self._eager = eager
         parts = split(program)
         names = [i.name for i in program.inputs]
         self.report = report
@@ -40,9 +44,14 @@ class OptimizedModule(nn.Module):
         self._constants = traced.constants
         self._out = _Immutable(traced.out_spec)
         self._checks = tuple(map(_Check, traced.leaves, (i.type for i in program.inputs)))
-        self._bounds = _index_bounds(program, parts)
+        self._types = tuple(i.type for i in program.inputs)
+        self._equal, self._derived = _relations(self._types)
+        self._bounds = _index_bounds(program, parts.tensors)
         self._tensors = tuple(names.index(n) for n in parts.tensors)
-        self._sizes = tuple((names.index(n), dim) for n, dim in parts.sizes)
+        sizes: list[tuple[int, int | None]] = [(names.index(n), dim) for n, dim in parts.sizes]
+        # The structure of a graph is good for features of as many rows as its indices were
+        # compared with, so these counts are part of what a graph is known by.
+        self._sizes = tuple(dict.fromkeys([*sizes, *((b.rows, 0) for b in self._bounds)]))
         self._structure_inputs = tuple(i.type for i in parts.structure.inputs)
         self._structure_results = tuple(i.type for i in parts.structure.results)
         self._feature = parts.feature.module()
@@ -56,9 +65,17 @@ class OptimizedModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's outputs; raises InputError for arguments that the example had otherwise."""
+        try:
+            return self._run(args, kwargs)
+        except AssumptionError:
+            if self._eager is None:
+                raise
+            return self._eager(*args, **kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves = self._bind(args, kwargs)
         tensors = [leaves[i] for i in self._tensors]
-        sizes = [leaves[i].shape[dim] for i, dim in self._sizes]
+        sizes = [leaves[i] if dim is None else leaves[i].shape[dim] for i, dim in self._sizes]
         if torch.compiler.is_compiling():
             values = torch.ops.gnnfx.structure(tensors, sizes, self._handle)
             results = self._feature(*leaves, *values)
@@ -83,7 +100,7 @@ class OptimizedModule(nn.Module):
     def fake_structure(self, tensors: Sequence[Tensor], sizes: Sequence[Any]) -> list[Tensor]:
         """Empty tensors of the shapes that `lookup_structure` gives, for symbolic tracing."""
         known: dict[str, Any] = {}
-        for type_, value in zip(self._structure_inputs, [*tensors, *sizes], strict=True):
+        for type_, value in zip(self._structure_inputs, [*tensors, *sizes], strict=False):
             if isinstance(type_, TensorType):
                 known.update(zip(map(str, type_.shape), value.shape, strict=True))
             elif isinstance(type_, IntType):
@@ -108,25 +125,44 @@ class OptimizedModule(nn.Module):
                 raise InputError(
                     f"argument {name!r} was {expected!r} in the example, got {given[name]!r}"
                 )
-        return [check(given[check.leaf]) for check in self._checks]
+        leaves = [check(given[check.leaf]) for check in self._checks]
+        for (i, dim), (j, other) in self._equal:
+            if leaves[i].shape[dim] != leaves[j].shape[other]:
+                raise InputError(
+                    f"argument {self._checks[j].leaf!r} must be as long as "
+                    f"{self._checks[i].leaf!r}, {leaves[i].shape[dim]} rows, got shape "
+                    f"{tuple(leaves[j].shape)}"
+                )
+        if self._derived and (wrong := wrong_size(self._types, leaves)) is not None:
+            position, size, found = wrong
+            raise InputError(
+                f"argument {self._checks[position].leaf!r} must be {self._types[position]}, "
+                f"got {found} where {size} was expected"
+            )
+        return leaves
 
     def _compute(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
         self._verify_indices(tensors, sizes)
+        used = sizes[: len(self._structure_inputs) - len(tensors)]
         with torch.no_grad():
-            return list(self._structure(*tensors, *sizes))
+            try:
+                return list(self._structure(*tensors, *used))
+            except IndexError as error:
+                raise InputError(f"an index of the graph is out of range: {error}") from error
 
     def _verify_indices(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> None:
         """Every index must name a row; eager PyG would read or write outside its tensors."""
-        for position, size in self._bounds:
-            tensor, (rows_of, _) = tensors[position], self._sizes[size]
+        for bound in self._bounds:
+            tensor = tensors[bound.index] if bound.row is None else tensors[bound.index][bound.row]
             if tensor.numel() == 0:
                 continue
             low, high = (int(v) for v in torch.aminmax(tensor))
-            if low < 0 or high >= sizes[size]:
+            count = sizes[self._sizes.index((bound.rows, 0))]
+            if low < 0 or high >= count:
                 raise InputError(
-                    f"argument {self._checks[self._tensors[position]].leaf!r} holds node "
-                    f"{low if low < 0 else high}; expected 0 <= node < {sizes[size]}, the number "
-                    f"of rows of {self._checks[rows_of].leaf!r}"
+                    f"argument {self._checks[self._tensors[bound.index]].leaf!r} holds node "
+                    f"{low if low < 0 else high}; expected 0 <= node < {count}, the number "
+                    f"of rows of {self._checks[bound.rows].leaf!r}"
                 )
 
     def _apply(self, fn: Any, recurse: bool = True) -> OptimizedModule:
@@ -148,6 +184,37 @@ class OptimizedModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         remade = ("_direct", "_cache", "_handle")
         return {k: v for k, v in self.__dict__.items() if k not in remade}
+
+
+class KeptModel(OptimizedModule):
+    """A model of which nothing could be captured: it runs as it is, in eval mode."""
+
+    def __init__(self, model: nn.Module, report: Report) -> None:
+        nn.Module.__init__(self)
+        self.model = model
+        self.report = report
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's outputs."""
+        return self.model(*args, **kwargs)
+
+    def ir(self) -> str:
+        """Why there is no program."""
+        return "\n".join(f"# kept as it is: {reason}" for _, reason in self.report.kept) + "\n"
+
+    def forget(self) -> None:
+        """Nothing is remembered of any graph."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> KeptModel:
+        nn.Module._apply(self, fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__setstate__(self, state)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
 
 
 def _is_plain(leaf: Any) -> bool:
@@ -213,19 +280,104 @@ class _Check:
         return value
 
 
-def _index_bounds(program: Program, parts: Split) -> tuple[tuple[int, int], ...]:
-    """(structure tensor, structure size): which edge index must stay inside which row count."""
-    by_name = {i.name: i for i in program.inputs}
-    indices = [
-        n
-        for n, name in enumerate(parts.tensors)
-        if len(by_name[name].shape) == 2 and by_name[name].shape[0] == 2
-    ]
-    rows = [n for n, (_, dim) in enumerate(parts.sizes) if dim == 0]
-    # With rows of several kinds (bipartite graphs) the two rows of an index have bounds of their
-    # own, which the program does not say; one kind of rows bounds both.
-    kinds = {by_name[parts.sizes[n][0]].shape[0] for n in rows}
-    return tuple((i, rows[0]) for i in indices) if len(kinds) == 1 else ()
+Place = tuple[int, int]
+
+
+def _relations(types: Sequence[Any]) -> tuple[tuple[tuple[Place, Place], ...], bool]:
+    """Dimensions of inputs that must be equal, and whether any follows from others otherwise."""
+    first: dict[str, Place] = {}
+    equal: list[tuple[Place, Place]] = []
+    derived = False
+    for position, type_ in enumerate(types):
+        for dim, size in enumerate(type_.shape if isinstance(type_, TensorType) else ()):
+            if isinstance(size, str) and size.isidentifier():
+                place = first.setdefault(size, (position, dim))
+                if place != (position, dim):
+                    equal.append((place, (position, dim)))
+            derived = derived or (isinstance(size, str) and not size.isidentifier())
+        if isinstance(type_, IntType):
+            derived = derived or not str(type_.value).isidentifier() or str(type_.value) in first
+    return tuple(equal), derived
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """Entries of one index input must name a row of another input.
+
+    index: position of the index among the structure part's tensors.
+    row: which of its rows, or None for all.
+    rows: the input that has as many rows as there are to point into.
+    """
+
+    index: int
+    row: int | None
+    rows: int
+
+
+# Ops whose results are entries of their operands, or numbers that the program made itself.
+_SUBSETS = frozenset(
+    {
+        "aten.cat.default",
+        "aten.index.Tensor",
+        "aten.index_select.default",
+        "aten.slice.Tensor",
+        "aten._to_copy.default",
+        "aten.clone.default",
+        "gather",
+    }
+)
+
+
+def _index_bounds(program: Program, tensors: tuple[str, ...]) -> tuple[_Bound, ...]:
+    """What the entries of each index input must stay below, read off what they index."""
+    lengths: dict[Any, int] = {}
+    for position, instr in enumerate(program.inputs):
+        if instr.shape and isinstance(instr.shape[0], str):
+            lengths.setdefault(instr.shape[0], position)
+    bounds: dict[tuple[str, int | None], _Bound] = {}
+    for instr in program.instrs:
+        for index, size in _indexed(instr):
+            for name, row in _sources(index):
+                if size in lengths and name in tensors:
+                    bound = _Bound(tensors.index(name), row, lengths[size])
+                    bounds.setdefault((name, row), bound)
+    return tuple(bounds.values())
+
+
+def _indexed(instr: Instr) -> Iterator[tuple[Instr, Any]]:
+    """Pairs of an index that `instr` reads with and the number of rows it reads from."""
+    if instr.definition is None:
+        return
+    args = instr.args
+    if instr.op == "gather":
+        yield args["index"], (instr.arg.shape or (None,))[0]
+    elif instr.op in ("compress", "scatter"):
+        count = args["num_dst" if instr.op == "compress" else "num_rows"]
+        if isinstance(count, Instr) and isinstance(count.type, IntType):
+            yield args["dst" if instr.op == "compress" else "index"], count.type.value
+    elif "src" in args:
+        yield args["src"], args["x_src" if "x_src" in args else "x"].shape[0]
+
+
+def _sources(index: Instr) -> Iterator[tuple[str, int | None]]:
+    """The inputs, and which row of them, whose entries `index` is made of."""
+    wanted: list[tuple[Instr, int | None]] = [(index, None)]
+    seen: set[tuple[Instr, int | None]] = set()
+    while wanted:
+        instr, row = wanted.pop()
+        if (instr, row) in seen or instr.dtype is None or instr.dtype.is_floating_point:
+            continue
+        seen.add((instr, row))
+        if instr.op == "input":
+            yield instr.name, row
+        elif instr.op == "aten.select.int" and instr.args["dim"] == 0 and row is None:
+            wanted.append((instr.arg, instr.args["index"]))
+        elif instr.op == "getitem" and instr.arg.op == "compress" and instr.positional[1] == 1:
+            wanted.append((instr.arg.args["src"], row))
+        elif instr.op == "aten.cat.default":
+            wanted.extend((part, row) for part in instr.arg)
+        elif instr.op in _SUBSETS and isinstance(instr.arg, Instr):
+            wanted.append((instr.arg, row))
 
 
 def _evaluate(dim: int | str, known: dict[str, Any]) -> Any:

@@ -22,13 +22,14 @@ class Split:
     """Both parts of a program.
 
     tensors: names of the inputs that the structure part reads.
-    sizes: (input, dimension) of each integer that it reads after them.
+    sizes: (input, dimension) of each integer that it reads after them; the dimension of an
+        input that is an integer itself is None.
     """
 
     structure: Program
     feature: Program
     tensors: tuple[str, ...]
-    sizes: tuple[tuple[str, int], ...]
+    sizes: tuple[tuple[str, int | None], ...]
 
 
 def split(program: Program) -> Split:
@@ -36,21 +37,24 @@ def split(program: Program) -> Split:
     structural = structure_values(program, axis_domains(program))
     cheap = _cheap_sizes(program)
     values, counts = _frontier(program, structural, cheap)
-    inside = _needed([*values, *counts])
-    tensors = [i for i in program.inputs if i.name in structural and i in inside]
-    sizes = [
+    checks = [i for i in program.find("assume") if i.name in structural]
+    inside = _needed([*values, *counts, *checks])
+    given = [i for i in program.inputs if i.name in structural and i in inside]
+    tensors = [i for i in given if isinstance(i.fake, Tensor)]
+    measured = [
         i
         for i in program.find("aten.sym_size.int")
         if i in inside and i.arg.op == "input" and i.arg not in tensors
     ]
-    inside -= {i.arg for i in sizes}
+    sizes = [*measured, *(i for i in given if i not in tensors)]
+    inside -= {i.arg for i in measured}
     structure = _structure_part(program, inside, tensors, sizes, [*values, *counts])
-    feature = _feature_part(program, values, counts)
+    feature = _feature_part(program, values, counts, structural)
     return Split(
         structure,
         feature,
         tuple(i.name for i in tensors),
-        tuple((i.arg.name, i.args["dim"]) for i in sizes),
+        tuple((i.name, None) if i.op == "input" else (i.arg.name, i.args["dim"]) for i in sizes),
     )
 
 
@@ -125,7 +129,9 @@ def _as_shape(part: Program, count: fx.Node) -> fx.Node:
     return carrier
 
 
-def _feature_part(program: Program, values: list[Instr], counts: list[Instr]) -> Program:
+def _feature_part(
+    program: Program, values: list[Instr], counts: list[Instr], structural: set[str]
+) -> Program:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     part = _part(program, graph, program.name)
@@ -140,13 +146,13 @@ def _feature_part(program: Program, values: list[Instr], counts: list[Instr]) ->
         size.meta["val"] = instr.fake
         copies[instr.node] = size
     for instr in program.instrs:
-        if instr.node not in copies:
+        if instr.node not in copies and not (instr.op == "assume" and instr.name in structural):
             _copy(graph, instr, copies)
     return _finished(part)
 
 
 def _part(program: Program, graph: fx.Graph, name: str) -> Program:
-    return Program(graph, program.tensors, program.mode, program.axes, name)
+    return Program(graph, program.tensors, program.mode, program.axes, name, program.kept)
 
 
 def _copy(graph: fx.Graph, instr: Instr, copies: dict[fx.Node, fx.Node]) -> None:

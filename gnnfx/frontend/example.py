@@ -9,17 +9,30 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from itertools import chain, count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gnnfx.errors import InputError
+from gnnfx.frontend.signature import map_atoms
+from gnnfx.frontend.sparse import is_sparse, resized
 
-TRACE_SIZES = (23, 97, 11, 13, 17, 19, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89)
-CHECK_SIZES = (9, 40, 5, 6, 7, 8, 10, 12, 14, 15, 16, 18, 20, 21, 22, 24, 25, 26, 27, 28, 30)
+Sizes = dict[str, tuple[int, ...]]
+Group = tuple[str, int]
 
-Leaves = dict[str, Any]
+_ODD = (11, 13, 17, 19, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89)
+TRACE_SIZES: Sizes = {
+    "rows": (23, *_ODD),
+    "edges": (97, 101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173),
+    "ptr": (7, 8, 9, 10, 12, 14),
+}
+CHECK_SIZES: Sizes = {
+    "rows": (9, 7, 10, 12, 14, 15, 16, 18, 20, 21, 22, 24, 25, 26, 27, 28, 30, 32, 33, 34),
+    "edges": (40, 39, 38, 36, 35, 44, 45, 46, 48, 49, 50, 51, 52, 54, 55, 56, 57, 58, 60, 62),
+    "ptr": (5, 6, 3, 4),
+}
 
 
 def is_edge_index(value: Any) -> bool:
@@ -53,7 +66,7 @@ def make_example(model: nn.Module) -> dict[str, Any]:
 
 
 def _makers(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
-    nodes, edges = TRACE_SIZES[:2]
+    nodes, edges = TRACE_SIZES["rows"][0], TRACE_SIZES["edges"][0]
     generator = torch.Generator().manual_seed(0)
     tensor = next(iter(model.parameters()), torch.empty(0))
 
@@ -90,64 +103,101 @@ def _cannot_make(model: nn.Module, name: str) -> str:
     )
 
 
-def row_counts(leaves: Leaves) -> dict[tuple[str, int], int]:
-    """The dimensions that vary between graphs: (leaf, dimension) -> size in the example."""
-    counts: dict[tuple[str, int], int] = {}
-    for name, value in leaves.items():
-        if is_edge_index(value):
-            counts[name, 1] = value.shape[1]
-        elif isinstance(value, Tensor) and value.dim() > 0:
-            counts[name, 0] = value.shape[0]
-    return counts
+def resize(inputs: dict[str, Any], sizes: Sizes, *, apart: bool = True) -> dict[str, Any]:
+    """The same kinds of inputs with other row counts, taken from `sizes`.
 
-
-def resize(leaves: Leaves, sizes: tuple[int, ...]) -> Leaves:
-    """The same kinds of inputs with other row counts, one of `sizes` for each count.
-
-    Leaves of equal row count stay equal; an edge index is told apart from rows by its form.
-    Integers that equal the number of nodes follow it.
+    Dimensions of one size stay of one size; with `apart`, edges are told from rows of equal number
+    by their form.  Indices are brought into range; integers that equal a row count follow it.
     """
-    counts = row_counts(leaves)
-    groups = _groups(leaves, counts)
-    channels = {
+    atoms: list[Any] = []
+    map_atoms(atoms.append, inputs)
+    dims = _varying(atoms, apart)
+    new = _new_sizes(atoms, dims, sizes)
+    rows = {size: new_size for (kind, size), new_size in new.items() if kind == "rows"}
+    ends = {size - 1: new_size - 1 for (kind, size), new_size in new.items() if kind == "ptr"}
+    highest = min(rows.values(), default=None)
+    varying = iter(dims)
+
+    def resized_atom(atom: Any) -> Any:
+        keys = next(varying)
+        if is_sparse(atom):
+            return resized(atom, *(new[key] for key in keys.values()))
+        if isinstance(atom, int) and not isinstance(atom, bool):
+            return {**ends, **rows}.get(atom, atom)
+        for dim, key in keys.items():
+            if key[0] == "ptr":
+                return _resized_ptr(atom, new[key], rows)
+            return _in_range(_pick(atom, dim, new[key]), highest)
+        return atom
+
+    return map_atoms(resized_atom, inputs)
+
+
+def _new_sizes(atoms: list[Any], dims: list[dict[int, Group]], sizes: Sizes) -> dict[Group, int]:
+    """A size for each group, none that a dimension of fixed size has."""
+    fixed = {
         size
-        for name, value in leaves.items()
-        if isinstance(value, Tensor)
-        for dim, size in enumerate(value.shape)
-        if (name, dim) not in counts
+        for atom, varying in zip(atoms, dims, strict=True)
+        if isinstance(atom, Tensor)
+        for dim, size in enumerate(atom.shape)
+        if dim not in varying
     }
-    free = iter(size for size in sizes if size not in channels)
-    new_size = {group: next(free) for group in dict.fromkeys(groups.values())}
-    nodes = next((new_size[groups[k]] for k in groups if groups[k][0] == "rows"), None)
-    resized = dict(leaves)
-    for (name, dim), group in groups.items():
-        picked = _pick(leaves[name], dim, new_size[group])
-        resized[name] = picked % nodes if is_edge_index(picked) and nodes else picked
-    for name, value in leaves.items():
-        if isinstance(value, int) and not isinstance(value, bool) and ("rows", value) in new_size:
-            resized[name] = new_size["rows", value]
-    return resized
+    free = {kind: (n for n in chain(sizes[kind], count(200)) if n not in fixed) for kind in sizes}
+    groups = dict.fromkeys(group for varying in dims for group in varying.values())
+    return {group: next(free[group[0]]) for group in groups}
 
 
-def _groups(
-    leaves: Leaves, counts: dict[tuple[str, int], int]
-) -> dict[tuple[str, int], tuple[str, int]]:
-    """Which dimensions share a size: ('edges', size) or ('rows', size)."""
-    edge_counts = {size for (name, _), size in counts.items() if is_edge_index(leaves[name])}
-    floats = [
-        size
-        for (name, _), size in counts.items()
-        if leaves[name].is_floating_point() and leaves[name].dim() > 1
-    ]
-    nodes = floats[0] if floats else None
-    groups = {}
-    for (name, dim), size in counts.items():
-        value = leaves[name]
-        # With as many nodes as edges only the form can tell: vectors of floats are edge weights.
-        ambiguous = size == nodes and not (value.dim() == 1 and value.is_floating_point())
-        on_edges = is_edge_index(value) or (size in edge_counts and not ambiguous)
-        groups[name, dim] = ("edges" if on_edges else "rows", size)
-    return dict(sorted(groups.items(), key=lambda item: item[1] != ("rows", nodes)))
+def _varying(atoms: list[Any], apart: bool) -> list[dict[int, Group]]:
+    """The dimensions of each input that vary between graphs, with the group they belong to."""
+    edges = {a.shape[1] for a in atoms if is_edge_index(a)} if apart else set()
+    plain = [a for a in atoms if _is_plain(a) and a.dim() > 0 and not is_edge_index(a)]
+    rows = {a.shape[0] for a in plain}
+    nodes = next((a.shape[0] for a in plain if a.dim() > 1), None)
+    dims: list[dict[int, Group]] = []
+    for atom in atoms:
+        if is_sparse(atom):
+            lines = {dim: ("rows", size) for dim, size in enumerate(atom.shape[:2])}
+            dims.append({**lines, 2: ("edges", atom._nnz())})
+        elif is_edge_index(atom):
+            dims.append({1: ("edges" if apart else "rows", atom.shape[1])})
+        elif not isinstance(atom, Tensor) or atom.dim() == 0:
+            dims.append({})
+        elif _is_ptr(atom, rows):
+            dims.append({0: ("ptr", atom.shape[0])})
+        else:
+            size = atom.shape[0]
+            # With as many nodes as edges, only the form can tell: vectors of floats are weights.
+            weights = atom.dim() == 1 and atom.is_floating_point()
+            on_edges = size in edges and (size != nodes or weights)
+            dims.append({0: ("edges" if on_edges else "rows", size)})
+    return dims
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and not is_sparse(value)
+
+
+def _is_ptr(value: Any, rows: set[int]) -> bool:
+    """Whether a value marks where graphs begin: 0, ..., number of rows, never falling."""
+    if not _is_plain(value) or value.dim() != 1 or value.dtype not in (torch.int64, torch.int32):
+        return False
+    if value.numel() < 2 or int(value[0]) != 0 or int(value[-1]) not in rows:
+        return False
+    return bool((value.diff() >= 0).all()) and int(value[-1]) != int(value[-2])
+
+
+def _resized_ptr(ptr: Tensor, length: int, rows: dict[int, int]) -> Tensor:
+    end = rows[int(ptr[-1])]
+    return torch.arange(length, device=ptr.device, dtype=ptr.dtype) * end // (length - 1)
+
+
+def _in_range(value: Tensor, highest: int | None) -> Tensor:
+    """Integers below `highest`, in the order they had; small ones, such as types, unchanged."""
+    if highest is None or value.is_floating_point() or value.dtype == torch.bool:
+        return value
+    if not value.numel() or int(value.max()) < highest:
+        return value
+    return value * highest // (int(value.max()) + 1)
 
 
 def _pick(value: Tensor, dim: int, size: int) -> Tensor:
@@ -158,4 +208,4 @@ def _pick(value: Tensor, dim: int, size: int) -> Tensor:
         shape[dim] = size
         return value.new_zeros(shape)
     picks = torch.arange(size, device=value.device) * given // size
-    return value.index_select(dim, picks)
+    return value.detach().index_select(dim, picks)

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from gnnfx.ir.patterns import is_param
 from gnnfx.ir.program import Instr, Program, codes_of, set_record
-from gnnfx.ir.types import Dim, Domain, Record, TensorType
+from gnnfx.ir.types import Dim, Domain, IntType, Record, TensorType
 
 _INDEX_ARG = {
     "gather": "index",
@@ -38,7 +39,8 @@ def infer_value(program: Program, node: fx.Node) -> Any:
         tensor = program.tensors[str(node.target)].detach()
         return program.mode.from_tensor(tensor, static_shapes=True)
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    with program.mode, torch.no_grad():
+    # Some compositions, such as LSTMs, have rules for symbolic sizes in Python only.
+    with program.mode, torch.no_grad(), enable_python_dispatcher():
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
@@ -181,11 +183,11 @@ def structure_values(program: Program, kinds: dict[Dim, Domain]) -> set[str]:
     known: set[str] = set()
     for instr in program.instrs:
         if instr.op == "input":
-            inside = instr.name in seeds
-        elif instr.op in ("param", "return"):
+            inside = instr.name in seeds or isinstance(instr.type, IntType)
+        elif instr.op in ("param", "return", "kept"):
             inside = False
         elif instr.op == "aten.sym_size.int":
-            inside = True
+            inside = instr.arg.op == "input" or instr.arg.name in known
         else:
             inside = all(i.name in known for i in instr.inputs)
         if inside:

@@ -16,17 +16,32 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import gnnfx.ir.kept  # noqa: F401  (registers the op)
+from gnnfx.ir.assume import assume
 from gnnfx.ir.op import OpDef, find_op
 from gnnfx.ir.types import Codes, Dim, Domain, IntType, Record, TensorType, TupleType, ValueType
 
 _KEY = "gnnfx"
 _PYTHON_OPS: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,
+    "assume": assume,
     "sym.add": operator.add,
     "sym.sub": operator.sub,
     "sym.mul": operator.mul,
     "sym.floordiv": operator.floordiv,
+    "sym.mod": operator.mod,
+    "sym.neg": operator.neg,
+    "sym.pow": operator.pow,
+    "sym.truediv": operator.truediv,
     "sym.eq": operator.eq,
+    "sym.ne": operator.ne,
+    "sym.and": operator.and_,
+    "sym.or": operator.or_,
+    "sym.not": torch.sym_not,
+    "sym.float": torch.sym_float,
+    "sym.int": torch.sym_int,
+    "sym.ite": torch.sym_ite,
+    "sym.sum": torch.sym_sum,
     "sym.ge": operator.ge,
     "sym.le": operator.le,
     "sym.gt": operator.gt,
@@ -181,6 +196,7 @@ class Program:
 
     tensors: parameters, buffers and constants by name.
     axes: printable name of every size symbol.
+    kept: submodules that run as they are, by the site of the `kept` call.
     """
 
     graph: fx.Graph
@@ -188,6 +204,7 @@ class Program:
     mode: FakeTensorMode
     axes: dict[sympy.Symbol, str] = field(default_factory=dict)
     name: str = "program"
+    kept: dict[str, torch.nn.Module] = field(default_factory=dict)
 
     @property
     def instrs(self) -> list[Instr]:
@@ -233,6 +250,11 @@ class Program:
         paths = {name: attach(root, name, self.tensors[name]) for name in names}
         bare = self.copy().graph
         for node in bare.nodes:
+            if node.target is torch.ops.gnnfx.kept.default:
+                tensors, sizes, site, _ = node.args
+                path = f"kept.{site}".replace(".", "_").replace("kept_", "kept.", 1)
+                add_module(root, path, self.kept[site])
+                node.op, node.target, node.args = "call_module", path, (tensors, sizes)
             if node.op == "get_attr":
                 node.target = paths[node.target]
             # FakeTensors can be neither copied nor saved; records say where values are from.
@@ -267,6 +289,16 @@ class Program:
         if symbol not in self.axes:
             self.axes[symbol] = f"D{sum(n.startswith('D') for n in self.axes.values())}"
         return self.axes[symbol]
+
+
+def add_module(root: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
+    """Register `module` on `root` under a dotted path."""
+    *parents, leaf = path.split(".")
+    for part in parents:
+        if not hasattr(root, part):
+            root.add_module(part, torch.nn.Module())
+        root = getattr(root, part)
+    root.add_module(leaf, module)
 
 
 def attach(root: torch.nn.Module, name: str, tensor: Tensor) -> str:

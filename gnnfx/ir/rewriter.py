@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from gnnfx.ir.assume import assume
 from gnnfx.ir.infer import annotate, infer_anew
 from gnnfx.ir.program import Instr, Program, op_target, set_record, unwrap
 from gnnfx.ir.types import Domain, Record
@@ -91,4 +92,6 @@ def drop_dead(graph: fx.Graph) -> None:
 def effects(node: fx.Node) -> bool:
     """Whether dropping an unused call would change what the program does."""
     target = node.target
+    if target is assume:
+        return True
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Domain(enum.Enum):
     OTHER = "other"
 
 
-_DTYPES = {
+SHORT_OF = {
     torch.float64: "f64",
     torch.float32: "f32",
     torch.float16: "f16",
@@ -50,7 +50,7 @@ _DTYPES = {
     torch.uint8: "u8",
     torch.bool: "bool",
 }
-DTYPE_OF = {short: dtype for dtype, short in _DTYPES.items()}
+DTYPE_OF = {short: dtype for dtype, short in SHORT_OF.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class TensorType:
     shape: tuple[Dim, ...]
 
     def __str__(self) -> str:
-        short = _DTYPES.get(self.dtype, str(self.dtype).removeprefix("torch."))
+        short = SHORT_OF.get(self.dtype, str(self.dtype).removeprefix("torch."))
         return f"{short}[{', '.join(map(str, self.shape))}]"
 
 
@@ -110,3 +110,29 @@ class Record:
     module: str = ""
     origin: str = "trace"
     codes: Codes | None = None
+
+
+def wrong_size(expected: Sequence[ValueType], given: Sequence[Any]) -> tuple[int, Dim, int] | None:
+    """The first value whose size contradicts its type or another value: (position, size, given).
+
+    A named axis is as long everywhere as where it stands alone; expressions follow from that.
+    """
+    sizes: list[tuple[int, Dim, int]] = []
+    for position, (type_, value) in enumerate(zip(expected, given, strict=True)):
+        if isinstance(type_, TensorType):
+            if len(type_.shape) != value.dim():
+                return position, len(type_.shape), value.dim()
+            sizes.extend((position, e, g) for e, g in zip(type_.shape, value.shape, strict=True))
+        elif isinstance(type_, IntType):
+            sizes.append((position, type_.value, value))
+    axes = {e: g for _, e, g in reversed(sizes) if isinstance(e, str) and e.isidentifier()}
+    for position, size, found in sizes:
+        if isinstance(size, int) or size in axes:
+            wanted = axes.get(size, size)
+        elif all(name in axes for name in axis_names(size)):
+            wanted = size_of(size, axes)
+        else:
+            continue
+        if wanted != found:
+            return position, size, found
+    return None

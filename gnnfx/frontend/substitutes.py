@@ -1,0 +1,112 @@
+"""PyG functions that cannot be captured, replaced by ones that compute the same.
+
+While a model is captured, the names under which PyG's modules and those of the model hold such a
+function refer to its replacement.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnfx.frontend.sparse import SparseMatrix, known_lines
+
+
+def _ptr2index(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Rows of a sparse matrix are known already; expanding them would make a size of its own."""
+
+    def ptr2index(ptr: Tensor, output_size: int | None = None) -> Tensor:
+        known = known_lines(ptr)
+        return original(ptr, output_size) if known is None else known
+
+    return ptr2index
+
+
+def _index2ptr(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Torch's conversion takes a plain integer as the size; counting what lies below does not."""
+
+    def index2ptr(index: Tensor, size: Any = None) -> Tensor:
+        if size is None:
+            return original(index, size)
+        return torch.searchsorted(index, torch.arange(size + 1, device=index.device))
+
+    return index2ptr
+
+
+def _to_edge_index(original: Callable[..., Any]) -> Callable[..., Any]:
+    def to_edge_index(adj: Any) -> Any:
+        if type(adj) is not SparseMatrix:
+            return original(adj)
+        return torch.stack([adj.row, adj.col]), adj.value
+
+    return to_edge_index
+
+
+def _use_segment_matmul(original: Callable[..., bool]) -> Callable[..., bool]:
+    """Which of two equal ways is faster is gnnfx's to decide; never branch on the data for it."""
+
+    def use_segment_matmul_heuristic(*args: Any, **kwargs: Any) -> bool:
+        return False
+
+    return use_segment_matmul_heuristic
+
+
+def _hetero_linear(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Rows of each type times the weight of the type, in place of slices of sorted rows."""
+
+    def forward(self: Any, x: Tensor, type_vec: Tensor) -> Tensor:
+        out = x.new_zeros(x.shape[0], self.out_channels)
+        for number in range(self.num_types):
+            rows = (type_vec == number).nonzero()[:, 0]
+            out = out.index_copy(0, rows, x.index_select(0, rows) @ self.weight[number])
+        return out if self.bias is None else out + self.bias[type_vec]
+
+    return forward
+
+
+_METHODS = {("torch_geometric.nn.dense.linear", "HeteroLinear", "forward"): _hetero_linear}
+_SUBSTITUTES = {
+    "torch_geometric.index.ptr2index": _ptr2index,
+    "torch_geometric.index.index2ptr": _index2ptr,
+    "torch_geometric.utils.sparse.to_edge_index": _to_edge_index,
+    "torch_geometric.backend.use_segment_matmul_heuristic": _use_segment_matmul,
+}
+
+
+@contextmanager
+def substituted(model: nn.Module) -> Iterator[None]:
+    """Let PyG's modules and those of `model` see the replacements."""
+    replacements: dict[int, Any] = {}
+    for path, make in _SUBSTITUTES.items():
+        module, _, name = path.rpartition(".")
+        original = getattr(sys.modules.get(module), name, None)
+        if original is not None:
+            replacements[id(original)] = make(original)
+    own = {type(m).__module__ for m in model.modules()}
+    methods: list[tuple[type, str, Any]] = []
+    for (module_name, owner, name), make in _METHODS.items():
+        if module_name in sys.modules:
+            cls = getattr(sys.modules[module_name], owner)
+            methods.append((cls, name, getattr(cls, name)))
+            setattr(cls, name, make(getattr(cls, name)))
+    changed: list[tuple[dict[str, Any], str, Any]] = []
+    for module_name, module in list(sys.modules.items()):
+        if module is None or not (module_name in own or module_name.startswith("torch_geometric")):
+            continue
+        space = vars(module)
+        for name, value in list(space.items()):
+            if id(value) in replacements:
+                changed.append((space, name, value))
+                space[name] = replacements[id(value)]
+    try:
+        yield
+    finally:
+        for space, name, value in changed:
+            space[name] = value
+        for cls, name, method in methods:
+            setattr(cls, name, method)
