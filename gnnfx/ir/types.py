@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 import enum
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import sympy
 import torch
 
-Dim = int | str
-
-
-def axis_names(dim: Dim) -> list[str]:
-    """The named axes in the expression of a size, each once and in order."""
-    return sorted(set(re.findall(r"[A-Z]\w*", str(dim))))
-
-
-def size_of(dim: Dim, axes: Mapping[str, Any]) -> Any:
-    """What the expression of a size comes to, given the size of each axis in it."""
-    names = axis_names(dim)
-    expr = sympy.sympify(dim, locals={n: sympy.Symbol(n) for n in names})
-    return sympy.lambdify(names, expr, "math")(*(axes[n] for n in names)) if names else int(expr)
+from gnnfx.ir.size import Dim
 
 
 class Domain(enum.Enum):
@@ -50,7 +34,10 @@ _DTYPES = {
     torch.uint8: "u8",
     torch.bool: "bool",
 }
-DTYPE_OF = {short: dtype for dtype, short in _DTYPES.items()}
+DTYPE_OF = {
+    **{str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)},
+    **{short: dtype for dtype, short in _DTYPES.items()},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +63,24 @@ class IntType:
 
 
 @dataclass(frozen=True, slots=True)
+class FloatType:
+    """A float known when the program runs."""
+
+    def __str__(self) -> str:
+        return "float"
+
+
+@dataclass(frozen=True, slots=True)
 class TupleType:
     """The result of an op with several results."""
 
-    items: tuple[TensorType | IntType | None, ...]
+    items: tuple[ValueType, ...]
 
     def __str__(self) -> str:
         return f"({', '.join(map(str, self.items))})"
 
 
-ValueType = TensorType | IntType | TupleType | None
+ValueType = TensorType | IntType | FloatType | TupleType | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,88 @@
+"""Sizes of dimensions: numbers, or expressions over named axes such as `N`, `D0 + N`, `(E//2)`.
+
+Expressions come from torch's symbolic shapes, in the notation that SymPy prints.  They are
+evaluated here, node by node, and never handed to Python: text may come from a file.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+Dim = int | str
+
+
+def _max(*values: Any) -> Any:
+    return functools.reduce(torch.sym_max, values)
+
+
+def _min(*values: Any) -> Any:
+    return functools.reduce(torch.sym_min, values)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "Max": _max,
+    "Min": _min,
+    "Mod": operator.mod,
+    "PythonMod": operator.mod,
+    "PowByNatural": operator.pow,
+    "Eq": operator.eq,
+    "Ne": operator.ne,
+    "IntTrueDiv": operator.truediv,
+    "FloatTrueDiv": operator.truediv,
+    "ToFloat": torch.sym_float,
+    "CeilToInt": math.ceil,
+    "FloorToInt": math.floor,
+    "TruncToInt": torch.sym_int,
+}
+_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+}
+
+
+def axis_names(dim: Dim) -> list[str]:
+    """The named axes in the expression of a size, each once and in order."""
+    return sorted(set(re.findall(r"\b[A-Z]\w*\b(?!\()", str(dim))))
+
+
+def size_of(dim: Dim, axes: Mapping[str, Any]) -> Any:
+    """What the expression of a size comes to, given the size (int or SymInt) of each axis in it.
+
+    Raises ValueError for anything that is not an expression over these axes.
+    """
+    return _evaluate(ast.parse(str(dim), mode="eval").body, axes)
+
+
+def _evaluate(tree: ast.AST, axes: Mapping[str, Any]) -> Any:
+    match tree:
+        case ast.Constant(value=int() | float() as number):
+            return number
+        case ast.Name(id=name) if name in axes:
+            return axes[name]
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_evaluate(operand, axes))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_evaluate(left, axes), _evaluate(right, axes))
+        case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_evaluate(left, axes), _evaluate(right, axes))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](*(_evaluate(a, axes) for a in args))
+    raise ValueError(f"{ast.unparse(tree)!r} is not a size")
