@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import gnnfx.kernels  # noqa: F401  (registers every op)
+from gnnfx.backend.call import Call
 from gnnfx.backend.module import OptimizedModule
 from gnnfx.calibrate import calibrate
 from gnnfx.errors import CalibrationError, MismatchError, PolicyError
@@ -62,7 +63,7 @@ def optimize(
         _verify_outputs(model, traced, program)
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     name = policy if isinstance(policy, str) else "custom"
-    return OptimizedModule(traced, program, Report.of(name, before, program, ctx.remarks))
+    return OptimizedModule(Call.of(traced), program, Report.of(name, before, program, ctx.remarks))
 
 
 def _densities(leaves: dict[str, Any]) -> dict[str, float]:

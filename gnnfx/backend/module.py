@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from gnnfx.backend.call import Call
 from gnnfx.backend.split import Split, split
 from gnnfx.errors import InputError
 from gnnfx.frontend.signature import flatten
-from gnnfx.frontend.trace import Traced
 from gnnfx.graph_cache import GraphCache
 from gnnfx.ir.op import find_op
 from gnnfx.ir.program import Program
 from gnnfx.ir.size import axis_names, size_of
-from gnnfx.ir.text import dump
+from gnnfx.ir.text import dump, retarget
 from gnnfx.ir.types import IntType, TensorType
 from gnnfx.kernels.structure import own_structure
 from gnnfx.report import Report
@@ -28,19 +29,21 @@ class OptimizedModule(nn.Module):
 
     Called as the model was in the example; the input model is not referred to.
     report: what was done to each layer.
+    call: the form of a call.
     """
 
-    def __init__(self, traced: Traced, program: Program, report: Report) -> None:
+    def __init__(self, call: Call, program: Program, report: Report) -> None:
         super().__init__()
+        # A saved tensor has no strides, and sums may round otherwise with other strides.
+        dense = {name: tensor.contiguous() for name, tensor in program.tensors.items()}
+        program = replace(program, tensors=dense)
         parts = split(program)
         names = [i.name for i in program.inputs]
         self.report = report
+        self.call = call
         self._ir = dump(program)
-        self._signature = traced.signature
-        self._arguments = tuple(traced.example)
-        self._constants = traced.constants
-        self._out = _Immutable(traced.out_spec)
-        self._checks = tuple(map(_Check, traced.leaves, (i.type for i in program.inputs)))
+        self._names = {i.name: i.param for i in program.find("param")}
+        self._checks = tuple(map(_Check, call.leaves, (i.type for i in program.inputs)))
         self._bounds = _index_bounds(program, parts)
         self._tensors = tuple(names.index(n) for n in parts.tensors)
         self._sizes = tuple((names.index(n), dim) for n, dim in parts.sizes)
@@ -67,11 +70,16 @@ class OptimizedModule(nn.Module):
             values = self._cache.lookup(tensors, sizes)
             run = self._direct if all(map(_is_plain, leaves)) else type(self._feature).forward
             results = run(self._feature, *leaves, *values)
-        return pytree.tree_unflatten(list(results), self._out.value)
+        return pytree.tree_unflatten(list(results), self.call.out_spec)
 
     def ir(self) -> str:
         """The optimized program as text."""
         return self._ir
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the program as they are now, by the names they have in `ir()`."""
+        values = {str(n.target): n.name for n in self._feature.graph.nodes if n.op == "get_attr"}
+        return {self._names[values[key]]: t for key, t in self._feature.state_dict().items()}
 
     def forget(self) -> None:
         """Release what was remembered of graphs seen so far."""
@@ -97,14 +105,14 @@ class OptimizedModule(nn.Module):
         ]
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        inputs = self._signature.bind(args, kwargs)
-        if tuple(inputs) != self._arguments:
+        inputs = self.call.signature.bind(args, kwargs)
+        if tuple(inputs) != self.call.arguments:
             raise InputError(
-                f"the example was called with arguments {list(self._arguments)}, this call has "
+                f"the example was called with arguments {list(self.call.arguments)}, this call has "
                 f"{list(inputs)}; optimize the model with an example of each way to call it"
             )
         given = flatten(inputs)
-        for name, expected in self._constants.items():
+        for name, expected in self.call.constants.items():
             if given[name] != expected:
                 raise InputError(
                     f"argument {name!r} was {expected!r} in the example, got {given[name]!r}"
@@ -136,6 +144,7 @@ class OptimizedModule(nn.Module):
         if (device := _device(self)) != before and device is not None:
             for module in (self._feature, self._structure):
                 _retarget(module, device)
+            self._ir = retarget(self._ir, device)
             self._direct = _direct_forward(self._feature)
             self.forget()
         return self
@@ -168,16 +177,6 @@ def _direct_forward(module: fx.GraphModule) -> Callable[..., Any]:
         if (op := find_op(node.target)) is not None:
             copies[node].target = op.run
     return type(fx.GraphModule(module, graph)).forward
-
-
-class _Immutable:
-    """A value that copies of a module share."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Immutable:
-        return self
 
 
 class _Check:

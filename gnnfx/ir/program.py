@@ -300,7 +300,9 @@ class Program:
             return int(size)
         expr = sympy.sympify(size.node.expr)
         names = {s: sympy.Symbol(self._axis(s)) for s in expr.free_symbols}
-        return str(expr.xreplace(names)) if names else int(expr)
+        if names:
+            return str(expr.xreplace(names))
+        return int(bool(expr)) if isinstance(size, torch.SymBool) else int(expr)
 
     def _axis(self, symbol: sympy.Symbol) -> str:
         if symbol not in self.axes:

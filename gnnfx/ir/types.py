@@ -35,7 +35,9 @@ _DTYPES = {
     torch.bool: "bool",
 }
 DTYPE_OF = {
-    **{str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)},
+    **{
+        str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)
+    },
     **{short: dtype for dtype, short in _DTYPES.items()},
 }
 
