@@ -378,7 +378,7 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no-program": (lambda d: d.pop("program"), "cannot be read: 'program'"),
     "no-tensor": (lambda d: d["tensors"].popitem(), "there is no tensor 'convs.0.lin.weight"),
     "other-tensor": (lambda d: d["tensors"].update(w="w"), "cannot be read: 'w'"),
-    "no-leaves": (lambda d: d["call"].update(leaves=[]), "2 inputs and 1 results, the call 0 and 1"),
+    "no-leaves": (lambda d: d["call"].update(leaves=[]), "2 inputs and 1 results, the call 0 and"),
     "no-call": (lambda d: d.update(call=None), "document that cannot be read"),
     "no-results": (
         lambda d: d["call"].update(out_spec='[1, {"type": "builtins.list", "context": "null", '

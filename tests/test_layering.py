@@ -13,6 +13,7 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 # Lowest first.  A row holds packages and modules that know nothing of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.errors", "gnnfx.measure"),
+    ("gnnfx.model_file",),
     ("gnnfx.ir", "gnnfx.artifact_file"),
     ("gnnfx.policy", "gnnfx.graph_cache"),
     ("gnnfx.observers",),
@@ -24,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.pipeline", "gnnfx.artifact"),
     ("gnnfx.api",),
     ("gnnfx",),
-    ("gnnfx.demo",),
+    ("gnnfx.demo", "gnnfx.artifact_commands"),
     ("gnnfx.cli",),
 )
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}

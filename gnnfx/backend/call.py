@@ -41,13 +41,12 @@ class Call:
     def __reduce__(self) -> tuple[Any, ...]:
         # A TreeSpec warns when it is unpickled, so its containers are pickled in its place.
         results = pytree.tree_unflatten([0] * self.out_spec.num_leaves, self.out_spec)
-        fields = (self.signature, self.arguments, self.leaves, self.constants)
-        return _with_results, (fields, results)
+        return _with_results, ({**vars(self), "out_spec": None}, results)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Call:
         """Copies of a module share the form of their calls, which never changes."""
         return self
 
 
-def _with_results(fields: tuple[Any, ...], results: Any) -> Call:
-    return Call(*fields, out_spec=pytree.tree_structure(results))
+def _with_results(fields: dict[str, Any], results: Any) -> Call:
+    return Call(**{**fields, "out_spec": pytree.tree_structure(results)})
