@@ -30,7 +30,7 @@ from gnnfx.backend.module import OptimizedModule
 from gnnfx.errors import ArtifactError, InputError, ParseError
 from gnnfx.frontend.signature import Signature
 from gnnfx.ir.program import Program
-from gnnfx.ir.text import restore, retarget
+from gnnfx.ir.text import dump, restore, retarget
 from gnnfx.report import Report
 
 _CONTAINERS = ("builtins.list", "builtins.tuple", "builtins.dict", "collections.OrderedDict")
@@ -66,9 +66,12 @@ def save(optimized: OptimizedModule, path: str | os.PathLike[str]) -> None:
         )
     text, tensors = optimized.ir(), optimized.tensors()
     try:
-        restore(text, tensors)
+        again = dump(restore(text, tensors))
     except ParseError as error:
         raise ArtifactError(f"the program cannot be saved: {error}") from error
+    for line, read_back in zip(text.split("\n"), again.split("\n"), strict=True):
+        if line != read_back:
+            raise ArtifactError(f"the program cannot be saved: {line!r} reads as {read_back!r}")
     aliases = _aliases(tensors)
     document = {
         "gnnfx": version("gnnfx"),

@@ -43,10 +43,9 @@ def write(path: Path, document: dict[str, Any], tensors: dict[str, Tensor]) -> N
     text = json.dumps({"sha256": "0" * 64, "format": FORMAT, **document}, separators=(",", ":"))
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        data = bytearray(save(_stored(tensors), {_KEY: text}))
-        data[_DIGEST_AT:_DIGEST_END] = _digest(data)
+        data = save(_stored(tensors), {_KEY: text})
         with beside.open("xb") as file:
-            file.write(data)
+            file.writelines((data[:_DIGEST_AT], _digest(data), memoryview(data)[_DIGEST_END:]))
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -104,7 +103,7 @@ def _document(path: Path, data: bytes) -> dict[str, Any]:
     return document
 
 
-def _digest(data: bytes | bytearray) -> bytes:
+def _digest(data: bytes) -> bytes:
     """Hexadecimal sha256 of a file, the place of its digest left out."""
     view = memoryview(data)
     digest = hashlib.sha256(view[:_DIGEST_AT])

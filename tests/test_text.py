@@ -23,6 +23,12 @@ from tests.bits import same_bits
 from tests.models import NODE_MODELS, graph, make
 
 
+def facts(program: Program) -> dict[str, tuple[Any, ...]]:
+    """What records say that is not in the text."""
+    records = {i.name: i.record for i in program.instrs if i.op != "return"}
+    return {n: (r.type, r.domain, r.module, r.codes) for n, r in records.items()}
+
+
 @pytest.mark.parametrize("policy", ["fp32", "int8", "int4"])
 @pytest.mark.parametrize("name", NODE_MODELS)
 def test_every_program_of_every_model(
@@ -49,9 +55,7 @@ def test_every_program_of_every_model(
         text = dump(program)
         read = restore(text, program.tensors)
         assert dump(read) == text
-        for before, after in zip(program.instrs, read.instrs, strict=True):
-            old, new = before.record, after.record
-            assert (old.domain, old.module, old.codes) == (new.domain, new.module, new.codes)
+        assert facts(read) == facts(program)
         if last:
             assert same_bits(program.run(*graph(30, 90)), read.run(*graph(30, 90)))
 

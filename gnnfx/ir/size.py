@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 Dim = int | str
+_MOST_BITS = 63
 
 
 def _max(*values: Any) -> Any:
@@ -27,12 +28,17 @@ def _min(*values: Any) -> Any:
     return functools.reduce(torch.sym_min, values)
 
 
+def _power(base: Any, exponent: Any) -> Any:
+    if not isinstance(exponent, int) or exponent > _MOST_BITS or base > 2**_MOST_BITS:
+        raise ValueError(f"{base}**{exponent} is too large for a size")
+    return base**exponent
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "Max": _max,
     "Min": _min,
     "Mod": operator.mod,
     "PythonMod": operator.mod,
-    "PowByNatural": operator.pow,
     "Eq": operator.eq,
     "Ne": operator.ne,
     "IntTrueDiv": operator.truediv,
@@ -47,7 +53,7 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
-    ast.Pow: operator.pow,
+    ast.Pow: _power,
     ast.USub: operator.neg,
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
