@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,16 @@ def test_every_model_gives_the_same_bits(tmp_path: Path, name: str, policy: str)
     loaded = round_trip(module, tmp_path)
     for inputs in [graph(50, 300), *(ugly() for ugly in UGLY.values())]:
         assert same_bits(loaded(*inputs), module(*inputs))
-    for wrong in [(graph(30, 90)[0],), (graph(30, 90)[0][:, 1:], graph(30, 90)[1])]:
-        with pytest.raises(InputError) as first:
-            module(*wrong)
-        with pytest.raises(InputError) as second:
-            loaded(*wrong)
-        assert str(first.value) == str(second.value)
+    x, edge_index = graph(30, 90)
+    for wrong in [(x,), (x[:, 1:], edge_index), (x, edge_index + 9), (x.double(), edge_index)]:
+        assert refusal(loaded, *wrong) == refusal(module, *wrong)
+
+
+def refusal(module: gnnfx.OptimizedModule, *args: Any, **kwargs: Any) -> str:
+    """What a module says of a wrong call."""
+    with pytest.raises(InputError) as error:
+        module(*args, **kwargs)
+    return str(error.value)
 
 
 class Forms(nn.Module):
@@ -119,11 +124,7 @@ def test_nested_calls(tmp_path: Path, form: str) -> None:
     args, kwargs = forms_call(50, 300)
     assert same_bits(loaded(*args, **kwargs), module(*args, **kwargs))
     for wrong in [{**kwargs, "mode": "sum"}, {**kwargs, "unknown": 1}, {}]:
-        with pytest.raises(InputError) as first:
-            module(*args, **wrong)
-        with pytest.raises(InputError) as second:
-            loaded(*args, **wrong)
-        assert str(first.value) == str(second.value)
+        assert refusal(loaded, *args, **wrong) == refusal(module, *args, **wrong)
 
 
 class Dense(nn.Module):
@@ -172,6 +173,19 @@ def test_a_loaded_module_can_be_saved(made: Made, tmp_path: Path) -> None:
     for name, each in zip("ab", made, strict=True):
         gnnfx.save(each, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_another_device(made: Made, tmp_path: Path) -> None:
+    """The meta device stands for one that this machine may lack: nothing is run."""
+    moved = copy.deepcopy(made[0]).to("meta")
+    gnnfx.save(made[0], tmp_path / "model")
+    loaded = gnnfx.load(tmp_path / "model", device="meta")
+    assert loaded.ir() == moved.ir() != made[0].ir()
+    assert "device=torch.device('meta')" in loaded.ir()
+    assert {t.device.type for t in loaded.state_dict().values()} == {"meta"}
+    for part in (loaded._feature, loaded._structure):
+        devices = {n.kwargs["device"] for n in part.graph.nodes if n.kwargs.get("device")}
+        assert devices <= {torch.device("meta")}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -411,6 +425,45 @@ def test_forged_documents(
     with pytest.raises(ArtifactError, match="forged") as error:
         gnnfx.load(path)
     assert message in str(error.value)
+
+
+def loads_or_is_refused(path: Path) -> None:
+    with suppress(ArtifactError):
+        assert type(gnnfx.load(path)) is gnnfx.OptimizedModule
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_forged_programs(small: bytes, tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    """Any text is a program or is refused: nothing else is raised."""
+
+    def edit(document: dict[str, Any]) -> None:
+        text = document["program"]
+        at = data.draw(st.integers(0, len(text)))
+        length = data.draw(st.integers(0, 12))
+        pieces = ["(", ")", "[", "'", "\\", "\n", "  # ", ", ", " = ", "x", "9" * 30, "N", "**9"]
+        new = data.draw(st.one_of(st.text(max_size=4), st.sampled_from([*pieces, *text.split()])))
+        document["program"] = text[:at] + new + text[at + length :]
+
+    loads_or_is_refused(rewritten(small, edit, tmp_path_factory.getbasetemp()))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_forged_values(small: bytes, tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    """Any JSON in any place of the document is taken or refused: nothing else is raised."""
+    others: list[Any] = [None, True, 0, -1, 1.5, "", "x", [], ["x"], {}, {"x": 1}, [[[]]]]
+
+    def edit(document: dict[str, Any]) -> None:
+        place: Any = document
+        key = data.draw(st.sampled_from(sorted(document)))
+        while isinstance(place[key], (dict, list)) and place[key] and data.draw(st.booleans()):
+            place = place[key]
+            keys = sorted(place) if isinstance(place, dict) else range(len(place))
+            key = data.draw(st.sampled_from(list(keys)))
+        place[key] = data.draw(st.sampled_from(others))
+
+    loads_or_is_refused(rewritten(small, edit, tmp_path_factory.getbasetemp()))
 
 
 OTHER_FILES: dict[str, tuple[bytes, str]] = {
