@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,11 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except OSError as error:
         raise ArtifactError(f"{path} could not be read: {error}") from error
     document = _document(path, data)
-    found, expected = data[_DIGEST_AT:_DIGEST_END].decode(), _digest(data).decode()
+    found, expected = _digest(data), data[_DIGEST_AT:_DIGEST_END]
     if found != expected:
         raise ArtifactError(
             f"{path} was changed or cut short after it was saved: its content has sha256 "
-            f"{expected}, expected {found}"
+            f"{found.decode()}, expected {expected.decode(errors='replace')}"
         )
     try:
         # Copied into torch's own memory, whose alignment kernels may count on.
@@ -120,9 +121,10 @@ def _stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renaming of a file in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make the renaming of a file in `folder` survive a power cut, where the system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
