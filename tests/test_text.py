@@ -14,9 +14,8 @@ import gnnfx
 from gnnfx.errors import ParseError
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
-from gnnfx.ir.size import axis_names, size_of
 from gnnfx.ir.text import dump, parse, restore, retarget
-from gnnfx.ir.types import IntType
+from gnnfx.ir.types import IntType, axis_names, size_of
 from gnnfx.ir.verify import verify
 from gnnfx.pass_manager import PassManager
 from tests.bits import same_bits
@@ -186,6 +185,7 @@ LINES = {
     "mod": "  y: int[Mod(N, 3)] = sym.mod(n, 3)",
     "ceil": "  y: int[CeilToInt(IntTrueDiv(N, 2))] = sym.ceil(n)",
     "power": "  y: int[N**2 - 2*N] = sym.mul(n, n)",
+    "choice": "  y: int[Piecewise((N, N < 3), (2*N, True))] = sym.ite(n, n, n)",
     "double": "  y: f64[2*N + 1, 6] = aten.zeros.default([3])",
 }
 
@@ -212,7 +212,18 @@ def test_sizes_are_evaluated() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["__import__('os')", "N.real", "[N]", "M", "N if N else 1", "'a'", "Max(N, key=N)"]
+    "text",
+    [
+        "__import__('os')",
+        "9**9**9",
+        "Piecewise(N)",
+        "N.real",
+        "[N]",
+        "M",
+        "N if N else 1",
+        "'a'",
+        "Max(N, key=N)",
+    ],
 )
 def test_only_expressions_over_axes_are_sizes(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):

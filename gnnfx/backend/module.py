@@ -17,9 +17,8 @@ from gnnfx.frontend.signature import flatten
 from gnnfx.graph_cache import GraphCache
 from gnnfx.ir.op import find_op
 from gnnfx.ir.program import Program
-from gnnfx.ir.size import axis_names, size_of
 from gnnfx.ir.text import dump, retarget
-from gnnfx.ir.types import IntType, TensorType
+from gnnfx.ir.types import IntType, TensorType, axis_names, size_of
 from gnnfx.kernels.structure import own_structure
 from gnnfx.report import Report
 

@@ -17,8 +17,7 @@ from torch import Tensor, fx
 
 from gnnfx.ir.patterns import is_param
 from gnnfx.ir.program import Instr, Program, codes_of, set_record
-from gnnfx.ir.size import Dim
-from gnnfx.ir.types import Domain, Record, TensorType
+from gnnfx.ir.types import Dim, Domain, Record, TensorType
 
 _INDEX_ARG = {
     "gather": "index",

@@ -1,7 +1,7 @@
-"""Sizes of dimensions: numbers, or expressions over named axes such as `N`, `D0 + N`, `(E//2)`.
+"""Expressions of sizes over named axes, such as `N`, `D0 + N`, `2*((E//2))`, `Max(1, N)`.
 
-Expressions come from torch's symbolic shapes, in the notation that SymPy prints.  They are
-evaluated here, node by node, and never handed to Python: text may come from a file.
+They come from torch's symbolic shapes, in the notation that SymPy prints, and are
+evaluated node by node, never handed to Python: text may come from a file.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import ast
 import functools
 import math
 import operator
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-Dim = int | str
 _MOST_BITS = 63
 
 
@@ -29,8 +27,9 @@ def _min(*values: Any) -> Any:
 
 
 def _power(base: Any, exponent: Any) -> Any:
-    if not isinstance(exponent, int) or exponent > _MOST_BITS or base > 2**_MOST_BITS:
-        raise ValueError(f"{base}**{exponent} is too large for a size")
+    small = not isinstance(base, int) or abs(base) < 2**_MOST_BITS
+    if not isinstance(exponent, int) or exponent > _MOST_BITS or not small:
+        raise ValueError(f"a power as high as {exponent} is not a size")
     return base**exponent
 
 
@@ -64,17 +63,12 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 }
 
 
-def axis_names(dim: Dim) -> list[str]:
-    """The named axes in the expression of a size, each once and in order."""
-    return sorted(set(re.findall(r"\b[A-Z]\w*\b(?!\()", str(dim))))
-
-
-def size_of(dim: Dim, axes: Mapping[str, Any]) -> Any:
-    """What the expression of a size comes to, given the size (int or SymInt) of each axis in it.
+def evaluate(text: str, axes: Mapping[str, Any]) -> Any:
+    """What an expression comes to, given the size (int or SymInt) of each axis in it.
 
     Raises ValueError for anything that is not an expression over these axes.
     """
-    return _evaluate(ast.parse(str(dim), mode="eval").body, axes)
+    return _evaluate(ast.parse(text, mode="eval").body, axes)
 
 
 def _evaluate(tree: ast.AST, axes: Mapping[str, Any]) -> Any:
@@ -89,6 +83,12 @@ def _evaluate(tree: ast.AST, axes: Mapping[str, Any]) -> Any:
             return _OPERATORS[type(op)](_evaluate(left, axes), _evaluate(right, axes))
         case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_evaluate(left, axes), _evaluate(right, axes))
+        case ast.Call(func=ast.Name(id="Piecewise"), args=[*cases, ast.Tuple(elts=[last, _])]):
+            value = _evaluate(last, axes)
+            for case in reversed(cases):
+                then, condition = (_evaluate(part, axes) for part in getattr(case, "elts", ()))
+                value = torch.sym_ite(condition, then, value)
+            return value
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
             return _FUNCTIONS[name](*(_evaluate(a, axes) for a in args))
     raise ValueError(f"{ast.unparse(tree)!r} is not a size")

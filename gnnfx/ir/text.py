@@ -28,8 +28,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from gnnfx.errors import ParseError
 from gnnfx.ir.infer import records
 from gnnfx.ir.program import Instr, Program, op_target, set_record
-from gnnfx.ir.size import Dim, axis_names, size_of
-from gnnfx.ir.types import DTYPE_OF, Domain, Record
+from gnnfx.ir.types import DTYPE_OF, Dim, Domain, Record, axis_names, size_of
 
 _TORCH_CONSTANTS = (torch.dtype, torch.layout, torch.memory_format)
 _STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""

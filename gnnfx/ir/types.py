@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import enum
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from gnnfx.ir.size import Dim
+from gnnfx.ir.size import evaluate
+
+Dim = int | str
+
+
+def axis_names(dim: Dim) -> list[str]:
+    """The named axes in the expression of a size, each once and in order."""
+    return sorted(set(re.findall(r"\b[A-Z]\w*\b(?!\()", str(dim))) - {"True"})
+
+
+def size_of(dim: Dim, axes: Mapping[str, Any]) -> Any:
+    """What the expression of a size comes to, given the size of each axis in it."""
+    return dim if isinstance(dim, int) else evaluate(dim, axes)
 
 
 class Domain(enum.Enum):
