@@ -57,13 +57,14 @@ def save(optimized: OptimizedModule, path: str | os.PathLike[str]) -> None:
 
     A regular file at `path` is replaced, all at once.  Raises ArtifactError if something else is
     there, or if the module holds what a file cannot: default values or constant arguments that
-    are not JSON, results in containers other than list, tuple, dict and OrderedDict, and ops
-    other than those of gnnfx and ATen.
+    are not JSON, results in containers other than list, tuple, dict and OrderedDict, ops other
+    than those of gnnfx and ATen, and anything that was added to the module.
     """
-    if not isinstance(optimized, OptimizedModule):
-        raise InputError(
-            f"optimized must be what gnnfx.optimize returns, got {type(optimized).__name__}"
-        )
+    if type(optimized) is not OptimizedModule:
+        given = type(optimized).__name__
+        raise InputError(f"optimized must be an OptimizedModule of gnnfx.optimize, got {given}")
+    if beside := optimized.added():
+        raise ArtifactError(f"the module holds {beside} beside its program, which cannot be saved")
     text, tensors = optimized.ir(), optimized.tensors()
     try:
         again = dump(restore(text, tensors))

@@ -291,6 +291,12 @@ def of_form(form: str) -> gnnfx.OptimizedModule:
     return gnnfx.optimize(Forms(form), "fp32", args, example_kwargs=kwargs)
 
 
+def with_a_head() -> gnnfx.OptimizedModule:
+    module = gnnfx.optimize(make("gcn"), "fp32", graph(40, 160))
+    module.head = nn.ReLU()
+    return module
+
+
 X = torch.randn(9, IN)
 UNSAVABLE: dict[str, tuple[Callable[[], Any], str]] = {
     "default": (
@@ -303,6 +309,7 @@ UNSAVABLE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: gnnfx.optimize(Outside(), "fp32", (X,)),
         "no op is called 'tests_artifact.twice.default'",
     ),
+    "added": (with_a_head, "the module holds ['head'] beside its program"),
     "other-dtype": (other_dtype, "tensor 'convs.0.bias' is f16[16]"),
 }
 
@@ -318,7 +325,7 @@ def test_what_a_file_cannot_hold(
 
 
 def test_only_optimized_modules_are_saved(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"what gnnfx\.optimize returns, got GCN"):
+    with pytest.raises(InputError, match=r"an OptimizedModule of gnnfx\.optimize, got GCN"):
         gnnfx.save(GCN(IN, 8, 2), tmp_path / "model.gnnfx")
 
 

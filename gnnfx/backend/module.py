@@ -80,6 +80,11 @@ class OptimizedModule(nn.Module):
         values = {str(n.target): n.name for n in self._feature.graph.nodes if n.op == "get_attr"}
         return {self._names[values[key]]: t for key, t in self._feature.state_dict().items()}
 
+    def added(self) -> list[str]:
+        """Names of the modules and tensors in this module that are not of its program."""
+        names = [*self._modules, *self._parameters, *self._buffers]
+        return [name for name in names if name not in ("_feature", "_structure")]
+
     def forget(self) -> None:
         """Release what was remembered of graphs seen so far."""
         self._cache.forget()
