@@ -10,10 +10,8 @@ program is parsed, and calls only ops that compute (`gnnfx.ir.program.op_target`
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,15 +23,13 @@ from torch.utils import _pytree as pytree
 
 import gnnfx.kernels  # noqa: F401  (registers every op)
 from gnnfx import artifact_file
+from gnnfx.backend import call_json
 from gnnfx.backend.call import Call
 from gnnfx.backend.module import OptimizedModule
 from gnnfx.errors import ArtifactError, InputError, ParseError
-from gnnfx.frontend.signature import Signature
 from gnnfx.ir.program import Program
 from gnnfx.ir.text import dump, restore, retarget
 from gnnfx.report import Report
-
-_CONTAINERS = ("builtins.list", "builtins.tuple", "builtins.dict", "collections.OrderedDict")
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def save(optimized: OptimizedModule, path: str | os.PathLike[str]) -> None:
         "gnnfx": version("gnnfx"),
         "program": text,
         "tensors": aliases,
-        "call": _encode_call(optimized.call),
+        "call": call_json.encode(optimized.call),
         "report": optimized.report.to_dict(),
     }
     stored = {name: tensors[name] for name in aliases.values()}
@@ -116,7 +112,7 @@ def read(path: str | os.PathLike[str]) -> Artifact:
             made_by,
             document["program"],
             {name: stored[key] for name, key in document["tensors"].items()},
-            _decode_call(document["call"]),
+            call_json.decode(document["call"]),
             Report.from_dict(document["report"]),
         )
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -161,78 +157,3 @@ def _verify_fits(program: Program, call: Call) -> None:
             f"the program has {len(program.inputs)} inputs and {results} results, the call "
             f"{len(call.leaves)} and {call.out_spec.num_leaves}"
         )
-
-
-def _encode_call(call: Call) -> dict[str, Any]:
-    """JSON of a call; raises ArtifactError naming the value that has none."""
-    for name, value in call.signature.defaults.items():
-        _verify_plain(f"argument {name!r} of forward defaults to", value)
-    for name, value in call.constants.items():
-        _verify_plain(f"argument {name!r} was, in the example,", value)
-    _verify_containers(call.out_spec)
-    return {
-        "signature": vars(call.signature),
-        "arguments": call.arguments,
-        "leaves": call.leaves,
-        "constants": call.constants,
-        "out_spec": pytree.treespec_dumps(call.out_spec),
-    }
-
-
-def _decode_call(data: dict[str, Any]) -> Call:
-    signature: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in data["signature"].items()
-    }
-    # Defaults are recognized by identity, and Python shares the strings that look like names.
-    defaults = {k: sys.intern(v) if type(v) is str else v for k, v in signature["defaults"].items()}
-    spec_version, tree = json.loads(data["out_spec"])
-    _verify_names(tree)
-    return Call(
-        Signature(**{**signature, "defaults": defaults}),
-        tuple(data["arguments"]),
-        tuple(data["leaves"]),
-        data["constants"],
-        pytree.treespec_loads(json.dumps([spec_version, tree])),
-    )
-
-
-def _verify_plain(what: str, value: Any) -> None:
-    """Refuse what JSON would lose or change."""
-    if type(value) is list:
-        for item in value:
-            _verify_plain(what, item)
-    elif type(value) is dict and all(type(key) is str for key in value):
-        for item in value.values():
-            _verify_plain(what, item)
-    elif value is not None and type(value) not in (bool, int, float, str):
-        raise ArtifactError(
-            f"{what} {value!r}, which a file cannot hold; expected None, a bool, a number, a "
-            f"string, or lists and dicts of them"
-        )
-
-
-def _verify_containers(spec: pytree.TreeSpec) -> None:
-    """Refuse results whose containers are classes that loading would have to import."""
-    if spec.is_leaf():
-        return
-    if spec.type not in (list, tuple, dict) and spec.type.__qualname__ != "OrderedDict":
-        raise ArtifactError(
-            f"the model returns a {spec.type.__qualname__}, which a file cannot hold; expected "
-            f"tensors in lists, tuples and dicts"
-        )
-    if spec.type is not list and spec.type is not tuple:
-        keys = spec.context
-        if any(type(key) not in (str, int) for key in keys):
-            raise ArtifactError(
-                f"the model returns a dict with the keys {list(keys)}; expected strings or ints"
-            )
-    for child in spec.children():
-        _verify_containers(child)
-
-
-def _verify_names(tree: dict[str, Any]) -> None:
-    """Of the containers that torch can rebuild, some import what they name: take only these."""
-    if tree["type"] is not None and tree["type"] not in _CONTAINERS:
-        raise ValueError(f"{tree['type']!r} is not a container of results")
-    for child in tree["children_spec"]:
-        _verify_names(child)
