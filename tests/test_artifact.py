@@ -20,11 +20,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch_geometric.nn import GCN, GCNConv
 
 import gnnfx
-from gnnfx import artifact, artifact_file
+from gnnfx import artifact_file
+from gnnfx.backend.call import Call
 from gnnfx.errors import ArtifactError, InputError
+from gnnfx.frontend.signature import Signature
+from gnnfx.ir.text import restore
 from tests.bits import same_bits
 from tests.models import IN, NODE_MODELS, OUT, UGLY, GraphClassifier, graph, make
 
@@ -205,29 +209,49 @@ def test_changed_weights_are_saved(tmp_path: Path) -> None:
 
 
 class Tied(nn.Module):
-    """Two names for one weight, and a view of a part of another."""
+    """Two names for one weight, one that is stored transposed, and a view of a part of another."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(IN, IN), nn.Linear(IN, IN)
         self.second.weight = self.first.weight
+        self.third = nn.Linear(IN, IN)
+        self.third.weight = nn.Parameter(torch.randn(IN, IN).t())
         self.register_buffer("shift", torch.randn(4, IN).t().contiguous().t()[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x).relu()) + self.shift  # type: ignore[no-any-return]
+        return self.third(self.second(self.first(x).relu())) + self.shift  # type: ignore[no-any-return]
 
 
-def test_one_weight_of_two_names_is_stored_once(tmp_path: Path) -> None:
+def test_weights_of_any_layout(tmp_path: Path) -> None:
     x = torch.randn(9, IN)
     module = gnnfx.optimize(Tied(), "fp32", (x,))
+    assert same_bits(round_trip(module, tmp_path)(x), module(x))
+
+
+SHARED = """\
+program shared(x: f32[N, 6])
+  a: f32[6, 6] = param('a')
+  b: f32[6, 6] = param('b.weight')
+  row: f32[6] = param('row')
+  y: f32[N, 6] = linear(x, a, row)
+  z: f32[N, 6] = linear(y, b, None)
+  return (z,)
+"""
+
+
+def test_one_tensor_of_two_names_is_stored_once(tmp_path: Path) -> None:
+    weight, x = torch.randn(6, 6), torch.randn(9, 6)
+    program = restore(SHARED, {"b.weight": weight, "row": weight[2], "a": weight})
+    out_spec = pytree.tree_structure(x)
+    call = Call(Signature.of(Dense()), ("x",), ("x",), {}, out_spec)
+    module = gnnfx.OptimizedModule(call, program, gnnfx.Report("none", (), 0, 0))
     loaded = round_trip(module, tmp_path)
     assert same_bits(loaded(x), module(x))
     _, stored = artifact_file.read(tmp_path / "model.gnnfx")
-    tensors = artifact.read(tmp_path / "model.gnnfx").tensors
-    weights = [t for t in tensors.values() if t.shape == (IN, IN)]
-    assert len(weights) >= len([t for t in stored.values() if t.shape == (IN, IN)])
-    shared = {t.data_ptr() for t in module.tensors().values()}
-    assert len(shared) == len(stored)
+    assert sorted(t.shape for t in stored.values()) == [(6,), (6, 6)]
+    tensors = loaded.tensors()
+    assert tensors["a"].data_ptr() == tensors["b.weight"].data_ptr() != tensors["row"].data_ptr()
 
 
 def test_loading_needs_no_torch_geometric_and_no_model_class(made: Made, tmp_path: Path) -> None:
