@@ -42,7 +42,7 @@ def write(path: Path, document: dict[str, Any], tensors: dict[str, Tensor]) -> N
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise ArtifactError(f"{path} exists and is not a regular file; it is not overwritten")
     text = json.dumps({"sha256": "0" * 64, "format": FORMAT, **document}, separators=(",", ":"))
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    beside = path.with_name(f".{secrets.token_hex(8)}.gnnfx")
     try:
         data = save(_stored(tensors), {_KEY: text})
         with beside.open("xb") as file:

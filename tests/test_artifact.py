@@ -369,6 +369,13 @@ def test_only_regular_files_are_replaced(made: Made, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "link", "model"]
 
 
+def test_permissions_and_names_are_those_of_any_file(made: Made, tmp_path: Path) -> None:
+    path, other = tmp_path / ("n" * 255), tmp_path / "other"
+    gnnfx.save(made[0], path)
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+
+
 def test_a_failed_save_leaves_the_old_file(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,8 +13,7 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 # Lowest first.  A row holds packages and modules that know nothing of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.errors", "gnnfx.measure"),
-    ("gnnfx.model_file",),
-    ("gnnfx.ir", "gnnfx.artifact_file"),
+    ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file"),
     ("gnnfx.policy", "gnnfx.graph_cache"),
     ("gnnfx.observers",),
     ("gnnfx.kernels",),

@@ -80,8 +80,8 @@ def op_target(name: str) -> Any:
     """The call target behind a textual name; raises KeyError if there is none.
 
     Names may come from a file, so they are looked up among ops that compute and do nothing else:
-    the Python ops above, registered gnnfx ops, and ATen ops of torch's dispatcher that neither
-    write to their arguments nor touch files.
+    the Python ops above, registered gnnfx ops, and ATen ops of torch's dispatcher that return a
+    result, write to no argument and touch no file.
     """
     if name in _PYTHON_OPS:
         return _PYTHON_OPS[name]

@@ -49,12 +49,8 @@ _DTYPES = {
     torch.uint8: "u8",
     torch.bool: "bool",
 }
-DTYPE_OF = {
-    **{
-        str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)
-    },
-    **{short: dtype for dtype, short in _DTYPES.items()},
-}
+DTYPE_OF = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
+DTYPE_OF |= {short: dtype for dtype, short in _DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
