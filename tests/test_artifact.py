@@ -49,6 +49,8 @@ def round_trip(module: gnnfx.OptimizedModule, folder: Path) -> gnnfx.OptimizedMo
     state = module.state_dict()
     assert list(loaded.state_dict()) == list(state)
     assert same_bits(loaded.state_dict(), state)
+    strides = {name: t.stride() for name, t in module.tensors().items()}
+    assert {name: t.stride() for name, t in loaded.tensors().items()} == strides
     assert [p.name for p in folder.iterdir()] == [path.name]
     return loaded
 
