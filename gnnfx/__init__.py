@@ -6,9 +6,10 @@ opt(x, edge_index)
 
 from gnnfx import errors
 from gnnfx.api import optimize
+from gnnfx.artifact import load, save
 from gnnfx.backend.module import OptimizedModule
 from gnnfx.policy import Policy, Quantize
 from gnnfx.report import Report
 
-__all__ = ["OptimizedModule", "Policy", "Quantize", "Report", "errors", "optimize"]
+__all__ = ["OptimizedModule", "Policy", "Quantize", "Report", "errors", "load", "optimize", "save"]
 __version__ = "0.1.0"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import gnnfx.kernels  # noqa: F401  (registers every op)
+from gnnfx.backend.call import Call
 from gnnfx.backend.module import KeptModel, OptimizedModule
 from gnnfx.calibrate import calibrate
 from gnnfx.errors import (
@@ -80,7 +81,7 @@ def optimize(
     report = Report.of(name, before, program, ctx.remarks, traced.kept)
     # A graph that takes a branch which was not captured runs as the model would run it.
     eager = frozen_copy(model) if any(program.find("assume")) else None
-    return OptimizedModule(traced, program, report, eager)
+    return OptimizedModule(Call.of(traced), program, report, eager)
 
 
 def _densities(leaves: dict[str, Any]) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from gnnfx import artifact, artifact_commands
 from gnnfx import demo as demo_module
 from gnnfx.errors import GnnfxError, InputError, PolicyError
 
@@ -16,6 +19,17 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 
 USAGE_ERROR = 2
 FAILURE = 1
+
+
+@contextmanager
+def _errors_shown() -> Iterator[None]:
+    """An error of gnnfx ends the command with one line and a code."""
+    try:
+        yield
+    except GnnfxError as error:
+        typer.echo(f"error: {error}", err=True)
+        wrong_usage = isinstance(error, InputError | PolicyError)
+        raise typer.Exit(USAGE_ERROR if wrong_usage else FAILURE) from error
 
 
 def _show_version(requested: bool) -> None:
@@ -52,7 +66,7 @@ def demo(
 ) -> None:
     """Train a model, optimize it, and compare accuracy, latency and memory."""
     console = Console()
-    try:
+    with _errors_shown():
         result = demo_module.run(
             dataset,
             root=root,
@@ -63,9 +77,36 @@ def demo(
             budget=budget,
             console=Console(stderr=True),
         )
-    except GnnfxError as error:
-        typer.echo(f"error: {error}", err=True)
-        wrong_usage = isinstance(error, InputError | PolicyError)
-        raise typer.Exit(USAGE_ERROR if wrong_usage else FAILURE) from error
     console.print(result.table())
     console.print(result.module.report.table())
+
+
+@app.command()
+def optimize(
+    model: Annotated[str, typer.Argument(help="FILE.py:FUNCTION, a function that makes a model.")],
+    output: Annotated[Path, typer.Option(help="The file to write.")],
+    policy: Annotated[str, typer.Option(help="fp32, int8 or int4.")] = "int8",
+) -> None:
+    """Optimize a model and save it.
+
+    FUNCTION takes nothing and returns a model, (model, example_inputs) or (model, args, kwargs).
+    """
+    with _errors_shown():
+        optimized = artifact_commands.optimize_file(model, policy, output)
+    Console().print(optimized.report.table())
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A file written by optimize or gnnfx.save.")],
+    ir: Annotated[bool, typer.Option("--ir", help="Print the program, too.")] = False,
+) -> None:
+    """Show what a saved model holds: its report, its tensors and its size."""
+    with _errors_shown():
+        found = artifact.read(path)
+    console = Console()
+    console.print(found.report.table())
+    console.print(artifact_commands.tensor_table(found))
+    typer.echo(artifact_commands.summary(path, found))
+    if ir:
+        typer.echo(found.text, nl=False)

@@ -38,3 +38,7 @@ class VerifyError(GnnfxError, RuntimeError):
 
 class ParseError(GnnfxError, ValueError):
     """IR text does not follow the grammar of `gnnfx.ir.parse`."""
+
+
+class ArtifactError(GnnfxError, ValueError):
+    """A file is no artifact that this version can load, or a module cannot become one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -122,6 +123,13 @@ class Report:
         """Plain data, for JSON."""
         return asdict(self)
 
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Report:
+        """The report that `to_dict`, or the JSON of it, describes."""
+        layers = tuple(Layer(**_tuples(layer)) for layer in data["layers"])
+        kept = tuple((path, reason) for path, reason in data["kept"])
+        return Report(**{**data, "layers": layers, "kept": kept})
+
     def to_json(self) -> str:
         """The report as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
@@ -131,6 +139,11 @@ class Report:
         with console.capture() as capture:
             console.print(self.table())
         return capture.get()
+
+
+def _tuples(layer: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where a layer has tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in layer.items()}
 
 
 def _ops_by_module(program: Program) -> dict[str, list[str]]:

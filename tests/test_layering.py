@@ -13,7 +13,7 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 # Lowest first.  A row holds packages and modules that know nothing of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.errors", "gnnfx.measure"),
-    ("gnnfx.ir",),
+    ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file"),
     ("gnnfx.policy", "gnnfx.graph_cache"),
     ("gnnfx.observers",),
     ("gnnfx.kernels",),
@@ -21,10 +21,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.passes",),
     ("gnnfx.frontend", "gnnfx.report", "gnnfx.calibrate"),
     ("gnnfx.backend",),
-    ("gnnfx.pipeline",),
+    ("gnnfx.pipeline", "gnnfx.artifact"),
     ("gnnfx.api",),
     ("gnnfx",),
-    ("gnnfx.demo",),
+    ("gnnfx.demo", "gnnfx.artifact_commands"),
     ("gnnfx.cli",),
 )
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from gnnfx.backend.call import Call
 from gnnfx.backend.split import split
 from gnnfx.errors import AssumptionError, InputError
 from gnnfx.frontend.signature import flatten
-from gnnfx.frontend.trace import Traced
 from gnnfx.graph_cache import GraphCache
 from gnnfx.ir.op import find_op
 from gnnfx.ir.program import Instr, Program
-from gnnfx.ir.text import dump
+from gnnfx.ir.text import dump, retarget
 from gnnfx.ir.types import IntType, TensorType, axis_names, size_of, wrong_size
 from gnnfx.kernels.structure import own_structure
 from gnnfx.report import Report
@@ -28,22 +28,24 @@ class OptimizedModule(nn.Module):
 
     Called as the model was in the example; the input model is not referred to.
     report: what was done to each layer.
+    call: the form of a call.
     """
 
     def __init__(
-        self, traced: Traced, program: Program, report: Report, eager: nn.Module | None = None
+        self, call: Call, program: Program, report: Report, eager: nn.Module | None = None
     ) -> None:
         super().__init__()
         self._eager = eager
+        # A saved tensor has no strides, and sums may round otherwise with other strides.
+        dense = {name: tensor.contiguous() for name, tensor in program.tensors.items()}
+        program = replace(program, tensors=dense)
         parts = split(program)
         names = [i.name for i in program.inputs]
         self.report = report
+        self.call = call
         self._ir = dump(program)
-        self._signature = traced.signature
-        self._arguments = tuple(traced.example)
-        self._constants = traced.constants
-        self._out = _Immutable(traced.out_spec)
-        self._checks = tuple(map(_Check, traced.leaves, (i.type for i in program.inputs)))
+        self._names = {i.name: i.param for i in program.find("param")}
+        self._checks = tuple(map(_Check, call.leaves, (i.type for i in program.inputs)))
         self._types = tuple(i.type for i in program.inputs)
         self._equal, self._derived = _relations(self._types)
         self._bounds = _index_bounds(program, parts.tensors)
@@ -83,11 +85,21 @@ class OptimizedModule(nn.Module):
             values = self._cache.lookup(tensors, sizes)
             run = self._direct if all(map(_is_plain, leaves)) else type(self._feature).forward
             results = run(self._feature, *leaves, *values)
-        return pytree.tree_unflatten(list(results), self._out.value)
+        return pytree.tree_unflatten(list(results), self.call.out_spec)
 
     def ir(self) -> str:
         """The optimized program as text."""
         return self._ir
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the program as they are now, by the names they have in `ir()`."""
+        values = {str(n.target): n.name for n in self._feature.graph.nodes if n.op == "get_attr"}
+        return {self._names[values[key]]: t for key, t in self._feature.state_dict().items()}
+
+    def added(self) -> list[str]:
+        """Names of the modules and tensors in this module that are not of its program."""
+        names = [*self._modules, *self._parameters, *self._buffers]
+        return [name for name in names if name not in ("_feature", "_structure")]
 
     def forget(self) -> None:
         """Release what was remembered of graphs seen so far."""
@@ -113,14 +125,14 @@ class OptimizedModule(nn.Module):
         ]
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        inputs = self._signature.bind(args, kwargs)
-        if tuple(inputs) != self._arguments:
+        inputs = self.call.signature.bind(args, kwargs)
+        if tuple(inputs) != self.call.arguments:
             raise InputError(
-                f"the example was called with arguments {list(self._arguments)}, this call has "
+                f"the example was called with arguments {list(self.call.arguments)}, this call has "
                 f"{list(inputs)}; optimize the model with an example of each way to call it"
             )
         given = flatten(inputs)
-        for name, expected in self._constants.items():
+        for name, expected in self.call.constants.items():
             if given[name] != expected:
                 raise InputError(
                     f"argument {name!r} was {expected!r} in the example, got {given[name]!r}"
@@ -171,6 +183,7 @@ class OptimizedModule(nn.Module):
         if (device := _device(self)) != before and device is not None:
             for module in (self._feature, self._structure):
                 _retarget(module, device)
+            self._ir = retarget(self._ir, device)
             self._direct = _direct_forward(self._feature)
             self.forget()
         return self
@@ -234,16 +247,6 @@ def _direct_forward(module: fx.GraphModule) -> Callable[..., Any]:
         if (op := find_op(node.target)) is not None:
             copies[node].target = op.run
     return type(fx.GraphModule(module, graph)).forward
-
-
-class _Immutable:
-    """A value that copies of a module share."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Immutable:
-        return self
 
 
 class _Check:
@@ -408,7 +411,7 @@ def _drop_prefix(
 
 
 def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
-    for key in [k for k in state if k.startswith(prefix)]:
+    for key in [k for k in state if k.startswith(prefix) and not k.startswith(prefix + "_eager.")]:
         state[prefix + _PREFIX + key.removeprefix(prefix)] = state.pop(key)
 
 

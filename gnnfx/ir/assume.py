@@ -1,4 +1,4 @@
-"""assume: a condition that the captured branch of a model rests on, checked when the program runs."""
+"""assume: a condition that the captured branch of a model rests on, checked at run time."""
 
 from __future__ import annotations
 

@@ -112,6 +112,11 @@ def find_op(target: object) -> OpDef | None:
     return _OPS.get(target._opname)
 
 
+def op_called(name: str) -> OpDef | None:
+    """The declaration of the op of that name, or None if no such op is registered."""
+    return _OPS.get(name)
+
+
 def _accept(*args: Any, **kwargs: Any) -> None:
     return None
 

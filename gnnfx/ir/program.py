@@ -6,6 +6,7 @@ It is runnable at every stage.  An Instr is the typed view of one `fx.Node`.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gnnfx.ir.kept  # noqa: F401  (registers the op)
 from gnnfx.ir.assume import assume
-from gnnfx.ir.op import OpDef, find_op
-from gnnfx.ir.types import Codes, Dim, Domain, IntType, Record, TensorType, TupleType, ValueType
+from gnnfx.ir.op import OpDef, find_op, op_called
+from gnnfx.ir.types import (
+    Codes,
+    Dim,
+    Domain,
+    FloatType,
+    IntType,
+    Record,
+    TensorType,
+    TupleType,
+    ValueType,
+)
 
 _KEY = "gnnfx"
 _PYTHON_OPS: dict[str, Callable[..., Any]] = {
@@ -48,8 +59,13 @@ _PYTHON_OPS: dict[str, Callable[..., Any]] = {
     "sym.lt": operator.lt,
     "sym.max": torch.sym_max,
     "sym.min": torch.sym_min,
+    "sym.ceil": math.ceil,
+    "sym.floor": math.floor,
+    "sym.trunc": math.trunc,
 }
 _PYTHON_NAMES = {fn: name for name, fn in _PYTHON_OPS.items()}
+# The one ATen op without a mutable argument that touches files.
+_FILE_OPS = ("aten.from_file.default",)
 
 
 def op_name(target: Any) -> str:
@@ -64,17 +80,31 @@ def op_name(target: Any) -> str:
 
 
 def op_target(name: str) -> Any:
-    """The call target behind a textual name; raises KeyError if there is none."""
+    """The call target behind a textual name; raises KeyError if there is none.
+
+    Names may come from a file, so they are looked up among ops that compute and do nothing else:
+    the Python ops above, registered gnnfx ops, and ATen ops of torch's dispatcher that return a
+    result, write to no argument and touch no file.
+    """
     if name in _PYTHON_OPS:
         return _PYTHON_OPS[name]
-    parts = name.split(".")
-    try:
-        if len(parts) == 1:
-            return getattr(torch.ops.gnnfx, name).default
-        namespace, packet, overload = parts
-        return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
-    except (AttributeError, ValueError) as error:
-        raise KeyError(f"no op is called {name!r}") from error
+    if (definition := op_called(name)) is not None:
+        return definition.torch_op
+    namespace, *rest = name.split(".")
+    if namespace != "aten" or len(rest) != 2 or name in _FILE_OPS:
+        raise KeyError(f"no op is called {name!r}")
+    packet, overload = rest
+    target = getattr(getattr(torch.ops.aten, packet, None), overload, None)
+    # torch.ops also finds ops of TorchScript, among them some that write files.
+    if not isinstance(target, torch._ops.OpOverload) or not _is_dispatched(target):
+        raise KeyError(f"no op is called {name!r}")
+    if target._schema.is_mutable or not target._schema.returns:
+        raise KeyError(f"op {name!r} does more than compute a result, which no program may do")
+    return target
+
+
+def _is_dispatched(target: torch._ops.OpOverload[..., Any]) -> bool:
+    return torch._C._dispatch_has_kernel(target.name())
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,9 +302,10 @@ class Program:
             return TensorType(value.dtype, tuple(self.dim(s) for s in value.shape))
         if isinstance(value, (int, torch.SymInt, torch.SymBool)):
             return IntType(self.dim(value))
+        if isinstance(value, (float, torch.SymFloat)):
+            return FloatType()
         if isinstance(value, (tuple, list)):
-            items = [self.type_of(v) for v in value]
-            return TupleType(tuple(i for i in items if not isinstance(i, TupleType)))
+            return TupleType(tuple(self.type_of(v) for v in value))
         return None
 
     def dim(self, size: Any) -> Dim:
@@ -283,7 +314,9 @@ class Program:
             return int(size)
         expr = sympy.sympify(size.node.expr)
         names = {s: sympy.Symbol(self._axis(s)) for s in expr.free_symbols}
-        return str(expr.xreplace(names)) if names else int(expr)
+        if names:
+            return str(expr.xreplace(names))
+        return int(bool(expr)) if isinstance(size, torch.SymBool) else int(expr)
 
     def _axis(self, symbol: sympy.Symbol) -> str:
         if symbol not in self.axes:

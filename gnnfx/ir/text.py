@@ -6,14 +6,18 @@
       return h
 
 One instruction a line: value and type first, then the call, then the user's module.  Tensors
-appear by name and shape only, so parsing fills them with numbers drawn from the name.
+appear by name and shape only: `restore` puts the given ones in their places, `parse` fills the
+others with numbers drawn from the name.  Domains and quantization parameters are not written, as
+they follow from the ops.  Text may come from anywhere: parsing it runs none of it.
 """
 
 from __future__ import annotations
 
 import ast
+import keyword
 import re
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,6 +31,11 @@ from gnnfx.ir.program import Instr, Program, op_target, set_record
 from gnnfx.ir.types import DTYPE_OF, Dim, Domain, Record, axis_names, size_of
 
 _TORCH_CONSTANTS = (torch.dtype, torch.layout, torch.memory_format)
+_STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_LINE = re.compile(rf"((?:{_STRING}|[^'\"#])*?)(?:  # (.*))?")
+_DEVICE = re.compile(rf"torch\.device\('[\w:]+'\)|{_STRING}")
+# Generated code quotes the parts of a tensor's name.
+_TENSOR_NAME = re.compile(r"[^\"\\\r\n]+")
 
 
 def dump(program: Program) -> str:
@@ -44,7 +53,7 @@ def dump(program: Program) -> str:
 def format_instr(instr: Instr) -> str:
     """One line of the text form."""
     comment = f"  # {instr.module}" if instr.module else ""
-    head = f"{instr.name}: {instr.type} = " if instr.type is not None else ""
+    head = f"{instr.name}: {instr.type} = "
     if instr.op == "param":
         return f"{head}param({instr.param!r}){comment}"
     parts = [_format(a) for a in instr.node.args]
@@ -61,44 +70,72 @@ def _format(value: Any) -> str:
         return f"({', '.join(map(_format, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, list):
         return f"[{', '.join(map(_format, value))}]"
+    if isinstance(value, slice):
+        return f"slice({', '.join(map(_format, (value.start, value.stop, value.step)))})"
     if isinstance(value, torch.device):
         return f"torch.device({str(value)!r})"
     if isinstance(value, _TORCH_CONSTANTS):
         return str(value)
-    return repr(value)
+    return "..." if value is ... else repr(value)
 
 
-def parse(text: str, tensors: dict[str, Tensor] | None = None) -> Program:
-    """The program that `text` describes; raises ParseError with the line at fault."""
-    return _Parser(tensors or {}).parse(text)
+def parse(text: str, tensors: Mapping[str, Tensor] | None = None) -> Program:
+    """The program that `text` describes; raises ParseError with the line at fault.
+
+    tensors: by name; a tensor that is not among them is made up.
+    """
+    return _Parser(tensors or {}, made_up=True).parse(text)
+
+
+def restore(text: str, tensors: Mapping[str, Tensor]) -> Program:
+    """The program that `text` describes, over exactly these tensors, in their order.
+
+    Raises ParseError with the line at fault, or naming a tensor that no line uses.
+    """
+    program = _Parser(tensors, made_up=False).parse(text)
+    if unused := tensors.keys() - program.tensors.keys():
+        raise ParseError(f"no line uses the tensors {sorted(unused)}")
+    program.tensors = dict(tensors)
+    return program
+
+
+def retarget(text: str, device: torch.device) -> str:
+    """The text of the same program, creating its tensors on `device`."""
+    constant = _format(device)
+    return _DEVICE.sub(lambda m: constant if m[0].startswith("torch") else m[0], text)
 
 
 class _Parser:
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], made_up: bool) -> None:
         self.given = tensors
-        self.mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        self.made_up = made_up
+        self.env = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
         self.sizes: dict[str, torch.SymInt] = {}
         self.program = Program(fx.Graph(), {}, self.mode)
         self.nodes: dict[str, fx.Node] = {}
 
     def parse(self, text: str) -> Program:
-        for number, line in enumerate(text.rstrip().splitlines(), start=1):
+        lines = text.rstrip().split("\n")
+        for number, line in enumerate(lines, start=1):
             try:
-                self._line(line, first=number == 1)
-            except ParseError:
-                raise
+                self._line(line, first=number == 1, last=number == len(lines))
             except Exception as error:
                 raise ParseError(f"line {number}: {line.strip()!r}: {error}") from error
         records(self.program)
         return self.program
 
-    def _line(self, line: str, first: bool) -> None:
-        code, _, module = line.strip().partition("  # ")
+    def _line(self, line: str, first: bool, last: bool) -> None:
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise ValueError("a string does not end")
+        code, module = match[1], match[2] or ""
+        if last != code.startswith("return "):
+            raise ValueError("expected the last line, and no other, to be `return value`")
         if first:
             self._header(code)
-        elif code.startswith("return "):
-            value = self._value(ast.parse(code.removeprefix("return "), mode="eval").body)
-            self.program.graph.output(value)
+        elif last:
+            self.program.graph.output(self._value(_expression(code.removeprefix("return "))))
         elif code:
             self._instr(code, module)
 
@@ -109,35 +146,58 @@ class _Parser:
         self.program.name = match[1]
         for item in _split(match[2]):
             name, _, type_ = item.partition(": ")
-            node = self.program.graph.placeholder(name)
-            self._define(node, name, self._fake(type_), "")
+            self._define("placeholder", name, name, self._fake(type_))
 
     def _instr(self, code: str, module: str) -> None:
-        match = re.fullmatch(r"(?:(\w+): (.+?) = )?([\w.]+)\((.*)\)", code)
+        match = re.fullmatch(r"(\w+): (.+?) = ([\w.]+)\((.*)\)", code)
         if match is None:
             raise ValueError("expected `name: type = op(arguments)`")
         name, type_, op, arguments = match.groups()
+        value = self._fake(type_)
         if op == "param":
             key = ast.literal_eval(arguments)
-            value = self._fake(type_)
-            self.program.tensors[key] = self.given.get(key, _filled(key, value))
-            node = self.program.graph.get_attr(key)
-        else:
-            call = ast.parse(f"f({arguments})", mode="eval").body
-            assert isinstance(call, ast.Call)
-            args = tuple(self._value(a) for a in call.args)
-            kwargs = {str(k.arg): self._value(k.value) for k in call.keywords}
-            node = self.program.graph.call_function(op_target(op), args, kwargs)
-            value = self._fake(type_) if type_ else None
-        self._define(node, name or node.name, value, module)
+            self.program.tensors[key] = self._tensor(key, value)
+            self._define("get_attr", name, key, value, module=module)
+            return
+        call = _expression(f"f({arguments})")
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise ValueError("expected one call")
+        args = tuple(self._value(a) for a in call.args)
+        kwargs = {str(k.arg): self._value(k.value) for k in call.keywords}
+        self._define("call_function", name, op_target(op), value, args, kwargs, module)
 
-    def _define(self, node: fx.Node, name: str, value: Any, module: str) -> None:
+    def _define(
+        self,
+        kind: str,
+        name: str,
+        target: Any,
+        value: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        module: str = "",
+    ) -> None:
         if name in self.nodes:
             raise ValueError(f"{name} is defined twice")
-        node.name = name
+        node = self.program.graph.create_node(kind, target, args, kwargs, name=name)
+        # The name becomes a variable of generated code, where some have a meaning already.
+        if node.name != name or name == "self" or keyword.iskeyword(name):
+            raise ValueError(f"a value cannot be called {name!r}")
         node.meta["val"] = value
         self.nodes[name] = node
         set_record(Instr(node), Record(None, Domain.OTHER, module, "parse"))
+
+    def _tensor(self, key: str, like: Any) -> Tensor:
+        """The tensor of that name, which must have the type of `like`."""
+        if not isinstance(like, Tensor) or not _TENSOR_NAME.fullmatch(key):
+            raise ValueError(f"a tensor cannot be called {key!r} or be no tensor")
+        if key not in self.given:
+            if not self.made_up:
+                raise ValueError(f"there is no tensor {key!r}")
+            return _filled(key, like)
+        tensor = self.given[key]
+        if tensor.dtype != like.dtype or tensor.shape != like.shape:
+            raise ValueError(f"tensor {key!r} is {self.program.type_of(tensor)}")
+        return tensor
 
     def _value(self, tree: ast.expr) -> Any:
         match tree:
@@ -155,19 +215,29 @@ class _Parser:
                 pairs = zip(keys, values, strict=True)
                 return {ast.literal_eval(k): self._value(v) for k, v in pairs if k is not None}
             case ast.Attribute(value=ast.Name(id="torch"), attr=attr):
-                return getattr(torch, attr)
-            case ast.Call(func=ast.Attribute(attr="device"), args=[ast.Constant(value=device)]):
-                return torch.device(str(device))
+                constant = getattr(torch, attr, None)
+                if not isinstance(constant, _TORCH_CONSTANTS):
+                    raise ValueError(f"torch.{attr} is no dtype, layout or memory format")
+                return constant
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="torch"), attr="device"),
+                args=[ast.Constant(value=str() as device)],
+            ):
+                return torch.device(device)
+            case ast.Call(func=ast.Name(id="slice"), args=[start, stop, step]):
+                return slice(self._value(start), self._value(stop), self._value(step))
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return -self._value(operand)
         return ast.literal_eval(tree)
 
     def _fake(self, text: str) -> Any:
-        text = text.strip()
+        """A value of the type that is written."""
         if text.startswith("("):
             return tuple(self._fake(t) for t in _split(text[1:-1]))
         if text == "None":
             return None
+        if text == "float":
+            return self.env.create_unbacked_symfloat()
         match = re.fullmatch(r"(\w+)\[(.*)\]", text)
         if match is None or (match[1] not in DTYPE_OF and match[1] != "int"):
             raise ValueError(f"{text!r} is not a type")
@@ -184,13 +254,15 @@ class _Parser:
     def _axis(self, name: str) -> torch.SymInt:
         """The size symbol of a named axis, made on first use."""
         if name not in self.sizes:
-            env = self.mode.shape_env
-            assert env is not None
-            size = env.create_unbacked_symint()
+            size = self.env.create_unbacked_symint()
             torch._check(size >= 0)
             self.program.axes[size.node.expr] = name
             self.sizes[name] = size
         return self.sizes[name]
+
+
+def _expression(code: str) -> ast.expr:
+    return ast.parse(code, mode="eval").body
 
 
 def _split(text: str) -> list[str]:

@@ -8,22 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
 import torch
+
+from gnnfx.ir.size import evaluate
 
 Dim = int | str
 
 
 def axis_names(dim: Dim) -> list[str]:
     """The named axes in the expression of a size, each once and in order."""
-    return sorted(set(re.findall(r"[A-Z]\w*", str(dim))))
+    return sorted(set(re.findall(r"\b[A-Z]\w*\b(?!\()", str(dim))) - {"True"})
 
 
 def size_of(dim: Dim, axes: Mapping[str, Any]) -> Any:
     """What the expression of a size comes to, given the size of each axis in it."""
-    names = axis_names(dim)
-    expr = sympy.sympify(dim, locals={n: sympy.Symbol(n) for n in names})
-    return sympy.lambdify(names, expr, "math")(*(axes[n] for n in names)) if names else int(expr)
+    return dim if isinstance(dim, int) else evaluate(dim, axes)
 
 
 class Domain(enum.Enum):
@@ -50,7 +49,8 @@ SHORT_OF = {
     torch.uint8: "u8",
     torch.bool: "bool",
 }
-DTYPE_OF = {short: dtype for dtype, short in SHORT_OF.items()}
+DTYPE_OF = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
+DTYPE_OF |= {short: dtype for dtype, short in SHORT_OF.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +76,24 @@ class IntType:
 
 
 @dataclass(frozen=True, slots=True)
+class FloatType:
+    """A float known when the program runs."""
+
+    def __str__(self) -> str:
+        return "float"
+
+
+@dataclass(frozen=True, slots=True)
 class TupleType:
     """The result of an op with several results."""
 
-    items: tuple[TensorType | IntType | None, ...]
+    items: tuple[ValueType, ...]
 
     def __str__(self) -> str:
         return f"({', '.join(map(str, self.items))})"
 
 
-ValueType = TensorType | IntType | TupleType | None
+ValueType = TensorType | IntType | FloatType | TupleType | None
 
 
 @dataclass(frozen=True, slots=True)
