@@ -29,14 +29,22 @@ _NEUTRAL = {"aten.mul.Tensor": 1.0, "aten.add.Tensor": 0.0, "aten.div.Tensor": 1
 
 
 class Canonicalize(Pass):
-    """Remove instructions that compute nothing."""
+    """Remove instructions that compute nothing.
+
+    training: keep `detach`, which computes nothing but stops gradients.
+    """
 
     name = "canonicalize"
     gives = frozenset({"canonical"})
 
+    def __init__(self, training: bool = False) -> None:
+        self.kept = {"aten.detach.default"} if training else set()
+
     def run(self, program: Program, ctx: PassContext) -> Program:
         rewriter = Rewriter(program, self.name)
         for instr in rewriter.program.instrs:
+            if instr.op in self.kept:
+                continue
             if (same := _same_value(instr)) is not None:
                 rewriter.replace(instr, same)
         return rewriter.finish()

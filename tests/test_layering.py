@@ -14,7 +14,8 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.errors", "gnnfx.measure"),
     ("gnnfx.ir",),
-    ("gnnfx.policy", "gnnfx.graph_cache"),
+    ("gnnfx.training_policy", "gnnfx.graph_cache"),
+    ("gnnfx.policy",),
     ("gnnfx.observers",),
     ("gnnfx.kernels",),
     ("gnnfx.pass_manager",),
