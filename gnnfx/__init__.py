@@ -7,8 +7,22 @@ opt(x, edge_index)
 from gnnfx import errors
 from gnnfx.api import optimize
 from gnnfx.backend.module import OptimizedModule
+from gnnfx.backend.prepared import PreparedModule
 from gnnfx.policy import Policy, Quantize
+from gnnfx.prepare import convert, prepare
 from gnnfx.report import Report
+from gnnfx.training_policy import Training
 
-__all__ = ["OptimizedModule", "Policy", "Quantize", "Report", "errors", "optimize"]
+__all__ = [
+    "OptimizedModule",
+    "Policy",
+    "PreparedModule",
+    "Quantize",
+    "Report",
+    "Training",
+    "convert",
+    "errors",
+    "optimize",
+    "prepare",
+]
 __version__ = "0.1.0"

@@ -49,17 +49,17 @@ def optimize(
     """
     chosen = as_policy(policy)
     ctx = PassContext(chosen)
-    args = None if example_inputs is None else _as_tuple(example_inputs)
+    args = None if example_inputs is None else as_tuple(example_inputs)
     traced = trace(model, args, example_kwargs)
     if args is not None or example_kwargs is not None:
         ctx.densities = _densities(flatten(traced.example))
     program = PassManager(float_passes()).run(traced.program, ctx)
     if chosen.quantize is not None:
-        _verify_outputs(model, traced, program)
+        verify_outputs(model, traced, program)
         program = _quantize(program, ctx, traced, calibration)
     program = PassManager(lower_passes(), FLOAT_FACTS).run(program, ctx)
     if chosen.quantize is None:
-        _verify_outputs(model, traced, program)
+        verify_outputs(model, traced, program)
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     name = policy if isinstance(policy, str) else "custom"
     return OptimizedModule(traced, program, Report.of(name, before, program, ctx.remarks))
@@ -74,7 +74,8 @@ def _densities(leaves: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _as_tuple(example_inputs: Any) -> tuple[Any, ...]:
+def as_tuple(example_inputs: Any) -> tuple[Any, ...]:
+    """Example inputs as positional arguments; a lone value is the only one."""
     return tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
 
 
@@ -121,7 +122,7 @@ def _leaves(traced: Traced, sample: Any, number: int) -> tuple[Any, ...]:
     return tuple(given[name] for name in traced.leaves)
 
 
-def _verify_outputs(model: nn.Module, traced: Traced, program: Program) -> None:
+def verify_outputs(model: nn.Module, traced: Traced, program: Program) -> None:
     """Compare a float program with the model on two small graphs of the example's kind."""
     eager = frozen_copy(model)
     for sizes in (TRACE_SIZES, CHECK_SIZES):

@@ -139,6 +139,27 @@ class WeightQuantizer(nn.Module):
         return self.scale.abs().clamp(min=_SMALLEST_STEP)
 
 
+class ProtectiveMask(nn.Module):
+    """Draws the nodes that stay float32 in one training forward, with torch's generator.
+
+    Node v is protected with probability p_min + (p_max - p_min) * rank[v].
+    """
+
+    def __init__(self, p_min: float, p_max: float) -> None:
+        super().__init__()
+        self.p_min = p_min
+        self.p_max = p_max
+
+    def extra_repr(self) -> str:
+        return f"p_min={self.p_min}, p_max={self.p_max}"
+
+    def forward(self, rank: Tensor) -> Tensor | None:
+        """Bool [N] of `rank` [N], or None in eval mode."""
+        if not self.training:
+            return None
+        return torch.rand_like(rank) < self.p_min + (self.p_max - self.p_min) * rank
+
+
 class _Round(torch.autograd.Function):
     """Fake quantization per tensor; the header of this file has its gradients."""
 

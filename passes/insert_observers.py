@@ -129,6 +129,8 @@ def _observe(rewriter: Rewriter, value: Instr, observed: dict[Instr, Instr]) -> 
     if value in observed:
         return observed[value]
     after = Instr(value.node.next)
+    while after.op in ("input", "param"):
+        after = Instr(after.node.next)
     if value.op == "dropout" and all(u.op in _OPERANDS for u in value.users):
         inner = _observe(rewriter, value.arg, observed)
         observed[value] = rewriter.insert(after, "dropout", inner, value.args["p"], like=value)

@@ -17,7 +17,7 @@ import torch
 from gnnfx.ir.infer import axis_domains, structure_values
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
-from gnnfx.ir.types import Domain
+from gnnfx.ir.types import Dim, IntType
 from gnnfx.pass_manager import Pass, PassContext
 
 
@@ -48,20 +48,28 @@ def _graph(program: Program) -> tuple[Instr, Instr, Instr | None] | str:
     """The edge index, an input with a row a node, and the batch vector; or what is missing."""
     indices = [i for i in program.inputs if len(i.shape) == 2 and i.shape[0] == 2]
     indices = [i for i in indices if i.dtype in (torch.int64, torch.int32)]
-    kinds = axis_domains(program)
-    nodes = [axis for axis, domain in kinds.items() if domain is Domain.NODE]
-    if len(indices) != 1 or len(nodes) != 1:
-        return (
-            f"protective masks need one edge_index [2, E] and one kind of nodes among the inputs, "
-            f"found {len(indices)} and {len(nodes)}"
-        )
-    on_nodes = [i for i in program.inputs if i.shape[:1] == (nodes[0],)]
-    if not on_nodes:
-        return "no input has a row for each node"
-    structural = structure_values(program, kinds)
+    if len(indices) != 1:
+        return f"protective masks need one edge_index [2, E] among the inputs, found {len(indices)}"
+    axes = {_rows(c) for c in program.find("compress") if _reads(c.args["dst"], indices[0])}
+    on_nodes = [i for i in program.inputs if i.shape and i.shape[0] in axes]
+    if len(axes) != 1 or not on_nodes:
+        return "protective masks need one kind of nodes, and an input with a row for each"
+    structural = structure_values(program, axis_domains(program))
     batches = [i for i in on_nodes if len(i.shape) == 1 and i.name in structural]
     integers = [i for i in batches if i.dtype is not None and not i.dtype.is_floating_point]
     return indices[0], on_nodes[0], integers[0] if integers else None
+
+
+def _rows(compress: Instr) -> Dim | None:
+    count = compress.args["num_dst"]
+    if not isinstance(count, Instr):
+        return int(count)
+    return count.type.value if isinstance(count.type, IntType) else None
+
+
+def _reads(value: Instr, source: Instr) -> bool:
+    """Whether `value` is computed from `source`."""
+    return value == source or any(_reads(i, source) for i in value.inputs)
 
 
 def _rank(rewriter: Rewriter, edge_index: Instr, rows: Instr, batch: Instr | None) -> Instr:

@@ -39,8 +39,8 @@ class OptimizedModule(nn.Module):
         self._arguments = tuple(traced.example)
         self._constants = traced.constants
         self._out = _Immutable(traced.out_spec)
-        self._checks = tuple(map(_Check, traced.leaves, (i.type for i in program.inputs)))
-        self._bounds = _index_bounds(program, parts)
+        self._checks = tuple(map(Check, traced.leaves, (i.type for i in program.inputs)))
+        self._bounds = index_bounds(program, parts)
         self._tensors = tuple(names.index(n) for n in parts.tensors)
         self._sizes = tuple((names.index(n), dim) for n, dim in parts.sizes)
         self._structure_inputs = tuple(i.type for i in parts.structure.inputs)
@@ -134,7 +134,7 @@ class OptimizedModule(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if (device := _device(self)) != before and device is not None:
             for module in (self._feature, self._structure):
-                _retarget(module, device)
+                retarget(module, device)
             self._direct = _direct_forward(self._feature)
             self.forget()
         return self
@@ -179,7 +179,7 @@ class _Immutable:
         return self
 
 
-class _Check:
+class Check:
     """What one input must be: the dtype and the channel counts of the example."""
 
     def __init__(self, leaf: str, type_: Any) -> None:
@@ -213,7 +213,7 @@ class _Check:
         return value
 
 
-def _index_bounds(program: Program, parts: Split) -> tuple[tuple[int, int], ...]:
+def index_bounds(program: Program, parts: Split) -> tuple[tuple[int, int], ...]:
     """(structure tensor, structure size): which edge index must stay inside which row count."""
     by_name = {i.name: i for i in program.inputs}
     indices = [
@@ -265,7 +265,7 @@ def _device(module: nn.Module) -> torch.device | None:
     return tensors[0].device if tensors else None
 
 
-def _retarget(module: fx.GraphModule, device: torch.device) -> None:
+def retarget(module: fx.GraphModule, device: torch.device) -> None:
     """Create constants on another device from now on."""
     for node in module.graph.nodes:
         if node.kwargs.get("device") is not None:
