@@ -8,6 +8,7 @@ from gnnfx import errors
 from gnnfx.api import optimize
 from gnnfx.backend.module import OptimizedModule
 from gnnfx.backend.prepared import PreparedModule
+from gnnfx.finetune import finetune
 from gnnfx.policy import Policy, Quantize
 from gnnfx.prepare import convert, prepare
 from gnnfx.report import Report
@@ -22,6 +23,7 @@ __all__ = [
     "Training",
     "convert",
     "errors",
+    "finetune",
     "optimize",
     "prepare",
 ]

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.backend",),
     ("gnnfx.pipeline",),
     ("gnnfx.api",),
-    ("gnnfx.prepare",),
+    ("gnnfx.prepare", "gnnfx.finetune"),
     ("gnnfx",),
     ("gnnfx.demo",),
     ("gnnfx.cli",),
