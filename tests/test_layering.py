@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.prepare", "gnnfx.finetune"),
     ("gnnfx",),
     ("gnnfx.demo",),
+    ("gnnfx.qat",),
     ("gnnfx.cli",),
 )
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}
