@@ -67,11 +67,8 @@ class FakeQuantizer(nn.Module):
                 f"the quantizer of value {self.name!r} has seen no values; run the prepared "
                 f"module in train mode before eval mode"
             )
-        scale, zero_point = self.qparams()
-        y: Tensor = _Round.apply(x, scale, zero_point, self.bits, self.policy.estimator)  # type: ignore[no-untyped-call]
-        if protected is None or not self.training:
-            return y
-        return torch.where(protected.view(-1, *(1,) * (x.dim() - 1)), x, y)
+        rows = None if protected is None or not self.training else protected.nonzero()[:, 0]
+        return _Round.apply(x, *self.qparams(), self.bits, self.policy.estimator, rows)  # type: ignore[no-untyped-call, no-any-return]
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32, 0-d) and zero point (int32, 0-d) as the integer kernels take them."""
@@ -85,10 +82,7 @@ class FakeQuantizer(nn.Module):
         learned = self.policy.estimator == "learned-step"
         if bool(self.frozen) or (learned and bool(self.range.seen)):
             return
-        values = x.detach() if protected is None else x.detach()[~protected]
-        if not values.numel():
-            return
-        self.range.update(values)
+        self.range.update(x.detach(), protected)
         low, high = self.range.lo.clamp(max=0), self.range.hi.clamp(min=0)
         symmetric = self.policy.symmetric and bool(low < 0)
         scale, zero_point = kernels.qparams_of_range(low, high, self.bits, symmetric)
@@ -101,7 +95,7 @@ class DynamicQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale, zero_point = torch.ops.gnnfx.choose_qparams(x.detach().float().contiguous(), 8)
-        return _Round.apply(x, scale, zero_point, 8, "straight-through")  # type: ignore[no-untyped-call, no-any-return]
+        return _Round.apply(x, scale, zero_point, 8, "straight-through", None)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class WeightQuantizer(nn.Module):
@@ -161,36 +155,51 @@ class ProtectiveMask(nn.Module):
 
 
 class _Round(torch.autograd.Function):
-    """Fake quantization per tensor; the header of this file has its gradients."""
+    """Fake quantization per tensor; the header of this file has its gradients.
+
+    rows: indices of rows that are passed on as they are, in both directions.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, estimator: str
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bits: int,
+        estimator: str,
+        rows: Tensor | None,
     ) -> Tensor:
         values = x.detach().float().contiguous()
         y: Tensor = torch.ops.gnnfx.fake_quantize(values, scale.detach(), zero_point, bits)
         ctx.bits, ctx.estimator = bits, estimator
         learned = estimator == "learned-step"
+        if rows is not None:
+            y.index_copy_(0, rows, values.index_select(0, rows))
         if estimator != "straight-through" and any(ctx.needs_input_grad[:2]):
-            ctx.save_for_backward(y, scale, zero_point, *([values] if learned else []))
+            ctx.save_for_backward(y, scale, zero_point, values if learned else None, rows)
         return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         grad: Tensor = grads[0]
         if ctx.estimator == "straight-through":
-            return grad, None, None, None, None
-        y, scale, zero_point, *rest = ctx.saved_tensors
-        ends = [scale * float(end) - scale * zero_point for end in kernels.code_range(ctx.bits)]
-        if ctx.estimator == "clipped":
-            half = scale / 2
-            inside = (y > ends[0] + half) & (y < ends[1] - half)
-            return grad * inside, None, None, None, None
-        (x,) = rest
-        inside = (x >= ends[0] - scale / 2) & (x <= ends[1] + scale / 2)
-        slope = y / scale - torch.where(inside, x / scale, 0.0)
-        strength = 1 / math.sqrt(max(x.numel(), 1) * kernels.code_range(ctx.bits)[1])
-        return grad * inside, (grad * slope).sum() * strength, None, None, None
+            return grad, None, None, None, None, None
+        y, scale, zero_point, x, rows = ctx.saved_tensors
+        low, high = (scale * (end - zero_point) for end in kernels.code_range(ctx.bits))
+        step = None
+        if x is None:
+            inside = (y > low + scale / 2) & (y < high - scale / 2)
+        else:
+            inside = (x >= low - scale / 2) & (x <= high + scale / 2)
+            slope = y / scale - torch.where(inside, x / scale, 0.0)
+            if rows is not None:
+                slope.index_fill_(0, rows, 0.0)
+            strength = 1 / math.sqrt(max(x.numel(), 1) * kernels.code_range(ctx.bits)[1])
+            step = (grad * slope).sum() * strength
+        if rows is not None:
+            inside.index_fill_(0, rows, True)
+        return grad * inside, step, None, None, None, None
 
 
 class _RoundWeight(torch.autograd.Function):

@@ -40,9 +40,12 @@ class TrackedRange(nn.Module):
         return f"{self.policy.observer}, lo={float(self.lo):.4g}, hi={float(self.hi):.4g}"
 
     @torch.no_grad()
-    def update(self, x: Tensor) -> None:
-        """Let the range follow float values `x`, of which there is at least one."""
-        low, high = self._current(x)
+    def update(self, x: Tensor, ignored: Tensor | None = None) -> None:
+        """Let the range follow float `x` [rows, ...], but for the rows `ignored` [rows]."""
+        rows = x.flatten(1) if x.dim() > 1 else x.view(-1, 1)
+        if not rows.numel() or (ignored is not None and bool(ignored.all())):
+            return
+        low, high = self._current(rows, ignored)
         if self.policy.observer in ("minmax", "percentile"):
             merged = torch.minimum(self.lo, low), torch.maximum(self.hi, high)
         else:
@@ -52,24 +55,29 @@ class TrackedRange(nn.Module):
         self.hi.copy_(torch.where(first, high, merged[1]))
         self.seen.add_(1)
 
-    def _current(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The range of this tensor alone."""
-        match self.policy.observer:
-            case "percentile":
-                return percentile_range(_some(x, self.policy.sample), self.policy.percentile)
-            case "mse":
-                return mse_range(_some(x, self.policy.sample), self.bits)
-            case _:
-                low, high = torch.aminmax(x)
-                return low.float(), high.float()
+    def _current(self, rows: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The range of these rows [R, C] alone."""
+        if self.policy.observer in ("percentile", "mse"):
+            values = _some(rows, ignored, self.policy.sample)
+            if self.policy.observer == "mse":
+                return mse_range(values, self.bits)
+            return percentile_range(values, self.policy.percentile)
+        low, high = torch.aminmax(rows, dim=1)
+        if ignored is not None:
+            low, high = low[~ignored], high[~ignored]
+        return low.min().float(), high.max().float()
 
 
-def _some(x: Tensor, most: int | None) -> Tensor:
-    """At most `most` values of `x`, drawn evenly with torch's generator."""
-    flat = x.flatten()
-    if most is None or flat.numel() <= most:
-        return flat.float()
-    return flat[torch.randint(flat.numel(), (most,), device=x.device)].float()
+def _some(rows: Tensor, ignored: Tensor | None, most: int | None) -> Tensor:
+    """At most `most` values of the rows [R, C] that are not ignored, drawn evenly."""
+    count, channels = rows.shape
+    if most is None or count * channels <= most:
+        return (rows if ignored is None else rows[~ignored]).flatten().float()
+    kept = (
+        torch.arange(count, device=rows.device) if ignored is None else (~ignored).nonzero()[:, 0]
+    )
+    picked = kept[torch.randint(kept.numel(), (most,), device=rows.device)]
+    return rows[picked, torch.randint(channels, (most,), device=rows.device)].float()
 
 
 def percentile_range(values: Tensor, share: float) -> tuple[Tensor, Tensor]:

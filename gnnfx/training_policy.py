@@ -35,7 +35,7 @@ class Training:
     estimator: Estimator = "straight-through"
     observer: TrainingObserver = "moving-average"
     percentile: float = 0.999
-    sample: int | None = 2**14
+    sample: int | None = 2**12
     symmetric: bool = False
     protect: tuple[float, float] | None = None
     mask: Literal["forward", "layer"] = "forward"
