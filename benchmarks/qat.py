@@ -29,7 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--models", nargs="+", choices=qat.MODELS, default=list(MODELS))
-    parser.add_argument("--methods", nargs="+", choices=qat.METHODS, default=list(qat.METHODS))
+    parser.add_argument("--methods", nargs="+", choices=qat.METHODS, default=list(qat.EXECUTED))
     parser.add_argument("--bits", nargs="+", type=int, choices=(8, 4, 2), default=[8, 4])
     parser.add_argument("--seeds", type=int, default=10, help="number of seeds, from 0")
     parser.add_argument("--epochs", type=int, default=200, help="most epochs to train")

@@ -84,7 +84,7 @@ def qat(
     bits: Annotated[list[int] | None, typer.Option(help="8, 4 or 2; 8 if not given.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help=f"Of {', '.join(qat_module.METHODS)}; all if not given."),
+        typer.Option(help=f"Of {', '.join(qat_module.METHODS)}; what runs if not given."),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 3,
     epochs: Annotated[int, typer.Option(help="Most epochs to train.")] = 200,
@@ -98,7 +98,7 @@ def qat(
         outcomes = qat_module.run(
             dataset,
             model,
-            methods=method or qat_module.METHODS,  # type: ignore[arg-type]
+            methods=method or qat_module.EXECUTED,  # type: ignore[arg-type]
             bits=bits or [8],
             seeds=seeds,
             epochs=epochs,

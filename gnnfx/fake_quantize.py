@@ -55,11 +55,16 @@ class FakeQuantizer(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.name}, bits={self.bits}, {self.policy.estimator}"
 
-    def forward(self, x: Tensor, protected: Tensor | None = None) -> Tensor:
-        """`x` [rows, ...] rounded, but for the rows `protected` [rows] in training.
+    def forward(
+        self, x: Tensor, protected: Tensor | None = None, owner: Tensor | None = None
+    ) -> Tensor:
+        """`x` [rows, ...] rounded, but in training for the rows of nodes that are `protected` [N].
 
+        Rows are nodes, or `owner` [rows] names the node of each.
         Raises CalibrationError in eval mode if training has shown no value yet.
         """
+        if protected is not None and owner is not None:
+            protected = protected.index_select(0, owner)
         if self.training:
             self._follow(x, protected)
         elif not bool(self.range.seen):

@@ -16,6 +16,7 @@ from gnnfx.passes.fuse_epilogue import FuseEpilogue
 from gnnfx.passes.fuse_requantize import FuseRequantize
 from gnnfx.passes.insert_observers import InsertObservers
 from gnnfx.passes.lower_linear import LowerLinear
+from gnnfx.passes.observe_as_paper import ObserveAsPaper
 from gnnfx.passes.protect_nodes import ProtectNodes
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
@@ -73,6 +74,10 @@ def training_passes(policy: Policy) -> list[Pass]:
         RaiseMessagePassing(),
         EliminateCommonSubexpressions(),
         Canonicalize(training=True),
+    ]
+    if policy.quantize is not None and policy.quantize.training.placement == "paper":
+        return [*passes, ObserveAsPaper(), FuseAggregate(), ProtectNodes()]
+    passes += [
         FuseAggregate(),
         EliminateCommonSubexpressions(),
         FuseEpilogue(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from gnnfx.errors import PolicyError
@@ -63,6 +63,7 @@ PRESETS: dict[str, Policy] = {
     "int8": Policy(quantize=Quantize()),
     "int4": Policy(quantize=Quantize(weight_bits=4, observer="mse")),
     "int8-dq": Policy(quantize=Quantize(layers="all", training=_INT8_DQ)),
+    "degree-quant-paper": Policy(Quantize(training=replace(_INT8_DQ, placement="paper"))),
     "int4-dq": Policy(quantize=Quantize(4, 4, observer="mse", layers="all", training=_INT4_DQ)),
 }
 

@@ -72,13 +72,19 @@ def convert(prepared: PreparedModule) -> OptimizedModule:
     `prepared` is not modified and can be trained further.
 
     Raises InputError for a module that `prepare` did not make, CalibrationError if a quantizer has
-    seen no values.
+    seen no values, PolicyError if it rounds where the paper does.
     """
     if not isinstance(prepared, PreparedModule):
         raise InputError(
             f"prepared must be the result of gnnfx.prepare, got {type(prepared).__name__}"
         )
     origin = prepared.origin
+    quantize = origin.ctx.policy.quantize
+    if quantize is not None and quantize.training.placement == "paper":
+        raise PolicyError(
+            "placement='paper' rounds where no integer kernel does; it is there to compare, and "
+            "cannot be converted; expected a module prepared with placement='kernels'"
+        )
     ctx = replace(origin.ctx, remarks=list(origin.ctx.remarks))
     for name, quantizer in prepared.quantizers().items():
         if not bool(quantizer.range.seen):

@@ -11,27 +11,32 @@ from torch import Tensor
 from gnnfx.ir.op import Cost, OpDef, register
 
 
-def reference(x: Tensor, name: str, rank: Tensor | None = None) -> Tensor:
+def reference(
+    x: Tensor, name: str, rank: Tensor | None = None, owner: Tensor | None = None
+) -> Tensor:
     """`x` [rows, ...]; calibration and training record its range under `name`.
 
-    In training, rows may be protected from rounding, by the `rank` [rows] of their in-degree.
+    In training, rows may be protected from rounding, by the `rank` [N] of their node's in-degree;
+    `owner` [rows] names the node of each row where rows are edges.
     """
     return x.clone()
 
 
-def fake(x: Tensor, name: str, rank: Tensor | None = None) -> Tensor:
+def fake(x: Tensor, name: str, rank: Tensor | None = None, owner: Tensor | None = None) -> Tensor:
     return torch.empty_like(x)
 
 
-def cost(x: Tensor, name: str, rank: Tensor | None = None) -> Cost:
+def cost(x: Tensor, name: str, rank: Tensor | None = None, owner: Tensor | None = None) -> Cost:
     """A copy, as ops do not return their inputs."""
     return Cost(0, 2 * x.nbytes)
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
     x = torch.rand(3, 4, device=device)
-    yield x, "x", None
-    yield x, "x", torch.rand(3, device=device)
+    yield x, "x", None, None
+    yield x, "x", torch.rand(2, device=device), torch.tensor([0, 1, 0], device=device)
 
 
-OBSERVE = register(OpDef("observe", reference, fake, cost, samples, differentiable=True))
+OBSERVE = register(
+    OpDef("observe", reference, fake, cost, samples, differentiable=True, random=True)
+)

@@ -6,6 +6,7 @@
     r: f32[N] = degree_cdf(edge_index, n, batch)
     a: f32[N, 8] = observe(x, 'x', r)
 
+Values of edges, whose observers name the node of each row, go by the rank of that node.
 Ranks depend on the graph alone and are computed once for each graph; which rows are protected is
 drawn at run time.
 """
@@ -29,7 +30,7 @@ class ProtectNodes(Pass):
 
     def run(self, program: Program, ctx: PassContext) -> Program:
         quantize = ctx.policy.quantize
-        if quantize is None or quantize.training.protect is None:
+        if quantize is None or quantize.training.protect is None or any(program.find("degree_cdf")):
             return program
         rewriter = Rewriter(program, self.name)
         match _graph(rewriter.program):
@@ -39,7 +40,8 @@ class ProtectNodes(Pass):
             case (edge_index, rows, batch):
                 rank = _rank(rewriter, edge_index, rows, batch)
                 for observe in rewriter.program.find("observe"):
-                    if observe.shape[:1] == rows.shape[:1] and observe.args["rank"] is None:
+                    on_nodes = observe.shape[:1] == rows.shape[:1]
+                    if on_nodes or observe.args["owner"] is not None:
                         rewriter.set_arg(observe, "rank", rank)
         return rewriter.finish()
 

@@ -2,8 +2,8 @@
 
 Instructions that are the identity in the IR become what they stand for:
 
-    observe(x, 'h', rank)        _quantizers.h(x, _protect(rank))
-    linear(a, w) of codes        linear(a, _weights.w(w))
+    observe(x, 'h', rank)        _quantizers.at_h(x, _protect(rank))
+    linear(a, w) of codes        linear(a, _weights.at_w(w))
     dropout(x, p)                functional.dropout(x, p, <module>.training)
     batch norm                   batch_norm(x, ..., <module>.training)
 
@@ -95,6 +95,7 @@ class _Builder:
         args = [self._of(observe.arg)]
         if (rank := observe.args["rank"]) is not None:
             args.append(self._mask(self._of(rank)))
+            args += [self._of(owner)] if (owner := observe.args["owner"]) is not None else []
         target = f"{QUANTIZERS}.{site(observe.args['name'])}"
         return self.graph.call_module(target, tuple(args))
 
