@@ -8,6 +8,8 @@ code.  Backward, with y the rounded value and (qmin, qmax) the ends of the codes
     learned-step       dx = dy where x is inside the range, else 0
                        ds = sum of dy * (code - zero_point - [inside] x / s) / sqrt(n * qmax)
 
+where the step s is learned as s0 * exp(stretch).
+
 Sources: Degree-Quant (Tailor et al., ICLR 2021) as its code runs; LSQ (Esser et al., ICLR 2020).
 """
 
@@ -25,14 +27,14 @@ from gnnfx.kernels.weight import weight_codes, weight_scale
 from gnnfx.ranges import TrackedRange
 from gnnfx.training_policy import Training
 
-_SMALLEST_STEP = 2.0**-126
-
 
 class FakeQuantizer(nn.Module):
     """Rounds one activation, per tensor; in training its range follows the values.
 
-    name: the site, for messages.  Buffers: `scale`, `zero_point`, `frozen` and those of the range;
-    with learned steps, `scale` is a parameter.
+    name: the site, for messages.  Buffers: `scale`, `zero_point`, `frozen` and those of the range.
+    With learned steps these stay as the first tensor decides, and the step is scale * exp(stretch)
+    with the parameter `stretch`, 0-d: an optimizer's step then changes it by a share of itself, and
+    weight decay draws it back to where it began.
     """
 
     scale: Tensor
@@ -45,10 +47,9 @@ class FakeQuantizer(nn.Module):
         self.bits = bits
         self.policy = training
         self.range = TrackedRange(training, bits)
+        self.register_buffer("scale", torch.ones(()))
         if training.estimator == "learned-step":
-            self.scale = nn.Parameter(torch.ones(()))
-        else:
-            self.register_buffer("scale", torch.ones(()))
+            self.stretch = nn.Parameter(torch.zeros(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
 
@@ -78,7 +79,7 @@ class FakeQuantizer(nn.Module):
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32, 0-d) and zero point (int32, 0-d) as the integer kernels take them."""
         if self.policy.estimator == "learned-step":
-            return self.scale.abs().clamp(min=_SMALLEST_STEP), self.zero_point
+            return self.scale * self.stretch.exp(), self.zero_point
         return self.scale, self.zero_point
 
     @torch.no_grad()
@@ -106,8 +107,8 @@ class DynamicQuantizer(nn.Module):
 class WeightQuantizer(nn.Module):
     """Rounds a weight [O, K] to symmetric codes with one step an output channel.
 
-    The steps just cover each channel, so that nothing is clipped; with learned steps they are the
-    parameter `scale` [O], which the weights of the first forward decide.
+    The steps just cover each channel, so that nothing is clipped; with learned steps they are those
+    of the first forward (the buffer `scale` [O]) times exp of the parameter `stretch` [O].
     """
 
     scale: Tensor
@@ -118,7 +119,8 @@ class WeightQuantizer(nn.Module):
         self.bits = bits
         self.learned = training.estimator == "learned-step"
         if self.learned:
-            self.scale = nn.Parameter(torch.ones(channels))
+            self.stretch = nn.Parameter(torch.zeros(channels))
+            self.register_buffer("scale", torch.ones(channels))
             self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
 
     def extra_repr(self) -> str:
@@ -135,7 +137,7 @@ class WeightQuantizer(nn.Module):
             with torch.no_grad():
                 self.scale.copy_(weight_scale(weight, self.bits))
                 self.ready.fill_(True)
-        return self.scale.abs().clamp(min=_SMALLEST_STEP)
+        return self.scale * self.stretch.exp()
 
 
 class ProtectiveMask(nn.Module):
