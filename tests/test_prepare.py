@@ -193,9 +193,9 @@ def test_every_estimator_and_observer_trains_and_converts(estimator: Any, observ
     torch.testing.assert_close(gnnfx.convert(module)(*graph(200, 900)), want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("bits", [2, 8])
-def test_every_width_converts(bits: Any) -> None:
-    module = prepared("sage", Policy(Quantize(bits, bits, layers="all")))
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(2, 2), (4, 8)])
+def test_every_width_converts(weight_bits: Any, activation_bits: Any) -> None:
+    module = prepared("sage", Policy(Quantize(weight_bits, activation_bits, layers="all")))
     fit(module, 3)
     with torch.no_grad():
         want = module.eval()(*graph(200, 900))
@@ -260,3 +260,20 @@ def test_wrong_input_is_named() -> None:
         Training(protect=(0.3, 0.1))
     with pytest.raises(PolicyError, match="estimator must be one of"):
         Training(estimator="round")  # type: ignore[arg-type]
+
+
+def test_what_only_training_does_is_left_out_with_a_warning() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = pyg.GCNConv(IN, OUT)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            out: Tensor = self.conv(x, edge_index)
+            return out + torch.randn_like(out) if self.training else out
+
+    model = Noisy()
+    before = torch.random.get_rng_state()
+    with pytest.warns(UserWarning, match="Noisy does something besides dropout and batch norm"):
+        gnnfx.prepare(model, "int8-dq", graph(40, 160))
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -159,7 +159,7 @@ class PreparedModule(nn.Module):
                 )
         leaves = [check(given[check.leaf]) for check in self._checks]
         for index in self._tensors:
-            if leaves[index].requires_grad:
+            if isinstance(leaf := leaves[index], Tensor) and leaf.requires_grad:
                 raise InputError(
                     f"argument {self._checks[index].leaf!r} requires a gradient; what depends on "
                     f"the graph alone is computed once a graph, and no gradient reaches it"

@@ -8,8 +8,9 @@ not part of the program.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,23 +29,33 @@ def trace_training(
 
 
 @contextmanager
+def without_dropout() -> Iterator[None]:
+    """Let torch's dropout functions return what they are given."""
+    with _dropout(lambda real, x, p, train: x):
+        yield
+
+
+@contextmanager
 def _visible_dropout() -> Iterator[None]:
-    """Let torch's dropout functions, all of which end in `torch._VF`, leave an op behind."""
-    functions = vars(torch._VF)
-    names = ("dropout", "dropout_")
-    real = {name: getattr(torch._VF, name) for name in names}
+    """Let torch's dropout functions leave an op behind."""
 
-    def marked(name: str) -> Any:
-        def dropout(x: Tensor, p: float, train: bool) -> Tensor:
-            # Dropout that is asked for in eval mode does not follow .train() and .eval().
-            if train or p == 0.0:
-                return real[name](x, p, train)  # type: ignore[no-any-return]
-            return torch.ops.gnnfx.dropout(x, p)  # type: ignore[no-any-return]
+    def mark(real: Callable[..., Tensor], x: Tensor, p: float, train: bool) -> Tensor:
+        # Dropout that is asked for in eval mode does not follow .train() and .eval().
+        if train or p == 0.0:
+            return real(x, p, train)
+        return torch.ops.gnnfx.dropout(x, p)  # type: ignore[no-any-return]
 
-        return dropout
+    with _dropout(mark):
+        yield
 
+
+@contextmanager
+def _dropout(instead: Callable[..., Tensor]) -> Iterator[None]:
+    """Replace the functions of `torch._VF` that all of torch's dropout ends in."""
+    functions, names = vars(torch._VF), ("dropout", "dropout_")
     before = {name: functions[name] for name in names if name in functions}
-    functions.update({name: marked(name) for name in names})
+    for name in names:
+        functions[name] = partial(instead, getattr(torch._VF, name))
     try:
         yield
     finally:
