@@ -80,7 +80,8 @@ class FakeQuantizer(nn.Module):
         """Scale (float32, 0-d) and zero point (int32, 0-d) as the integer kernels take them."""
         if self.policy.estimator == "learned-step":
             return self.scale * self.stretch.exp(), self.zero_point
-        return self.scale, self.zero_point
+        # A copy: the next forward changes the scale in place, perhaps before this one's backward.
+        return self.scale.clone(), self.zero_point.clone()
 
     @torch.no_grad()
     def _follow(self, x: Tensor, protected: Tensor | None) -> None:

@@ -130,3 +130,12 @@ def test_edge_weights_are_rounded_by_their_own_range() -> None:
     torch.testing.assert_close(y, x, rtol=0, atol=float(x.abs().max().detach()) / 127)
     y.sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("estimator", ["straight-through", "clipped", "learned-step"])
+def test_gradients_of_several_forwards_add_up(estimator: Estimator) -> None:
+    quantizer = FakeQuantizer("h", 4, Training(estimator, "minmax"))
+    x = values().requires_grad_()
+    (quantizer(x).sum() + quantizer(2 * x).sum()).backward()
+    assert x.grad is not None
+    assert float(x.grad.max()) == 3.0
