@@ -27,14 +27,18 @@ from gnnfx.kernels.weight import weight_codes, weight_scale
 from gnnfx.ranges import TrackedRange
 from gnnfx.training_policy import Training
 
+# Activations of a model that starts from nothing grow tenfold within these forwards, which steps
+# that move by about a hundredth at a time would take hundreds to follow.
+_WARM_UP = 20
+
 
 class FakeQuantizer(nn.Module):
     """Rounds one activation, per tensor; in training its range follows the values.
 
     name: the site, for messages.  Buffers: `scale`, `zero_point`, `frozen` and those of the range.
-    With learned steps these stay as the first tensor decides, and the step is scale * exp(stretch)
-    with the parameter `stretch`, 0-d: an optimizer's step then changes it by a share of itself, and
-    weight decay draws it back to where it began.
+    With learned steps these follow the values of the first forwards only, and the step is
+    scale * exp(stretch) with the parameter `stretch`, 0-d: an optimizer's step changes it by a
+    share of itself, and weight decay draws it back to where it began.
     """
 
     scale: Tensor
@@ -87,7 +91,7 @@ class FakeQuantizer(nn.Module):
     def _follow(self, x: Tensor, protected: Tensor | None) -> None:
         """Update the range and, unless the step is learned, the scale with it."""
         learned = self.policy.estimator == "learned-step"
-        if bool(self.frozen) or (learned and bool(self.range.seen)):
+        if bool(self.frozen) or (learned and int(self.range.seen) >= _WARM_UP):
             return
         self.range.update(x.detach(), protected)
         low, high = self.range.lo.clamp(max=0), self.range.hi.clamp(min=0)
