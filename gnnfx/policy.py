@@ -55,8 +55,8 @@ class Policy:
 
 
 # Degree-Quant's runs clip gradients, take percentiles as ranges and protect nodes of high degree.
-# At 4 bits the paper cuts off 1 % at each end; with 5 % of what is not zero, GIN's heavy tails leave
-# enough codes for the rest.
+# At 4 bits the paper cuts off 1 % at each end; with 5 % of what is not zero, GIN's heavy tails
+# leave enough codes for the rest.
 _INT8_DQ = Training("clipped", "percentile", 0.999, protect=(0.0, 0.1))
 _INT4_DQ = Training("clipped", "percentile", 0.95, protect=(0.1, 0.2))
 
