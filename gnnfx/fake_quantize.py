@@ -82,10 +82,11 @@ class FakeQuantizer(nn.Module):
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32, 0-d) and zero point (int32, 0-d) as the integer kernels take them."""
+        # Copies: the next forward changes both in place, perhaps before this one's backward.
+        scale, zero_point = self.scale.clone(), self.zero_point.clone()
         if self.policy.estimator == "learned-step":
-            return self.scale * self.stretch.exp(), self.zero_point
-        # A copy: the next forward changes the scale in place, perhaps before this one's backward.
-        return self.scale.clone(), self.zero_point.clone()
+            scale = scale * self.stretch.exp()
+        return scale, zero_point
 
     @torch.no_grad()
     def _follow(self, x: Tensor, protected: Tensor | None) -> None:

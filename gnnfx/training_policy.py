@@ -22,8 +22,10 @@ class Training:
     estimator: gradient of rounding.  'straight-through' passes it unchanged, 'clipped' not where
         the code is at an end of its range, 'learned-step' as 'clipped', and the step is trained.
     observer: how the range of an activation follows the values that training shows it.
-    percentile: share of values inside the range at each end, for observer='percentile'.
-    sample: the most values of a tensor that 'percentile' looks at, drawn evenly; None for all.
+    percentile: share of the values other than zero that are inside the range at each end, for
+        observer='percentile'.
+    sample: the most values of a tensor that 'percentile' and 'mse' look at, drawn evenly; None for
+        all.
     symmetric: ranges of activations with negative values lie symmetrically around zero.
     protect: (p_min, p_max): probability that a node stays float32 in one forward, from the lowest
         to the highest in-degree of its graph; None protects none.
