@@ -8,8 +8,26 @@ from gnnfx import errors
 from gnnfx.api import optimize
 from gnnfx.artifact import load, save
 from gnnfx.backend.module import OptimizedModule
+from gnnfx.backend.prepared import PreparedModule
+from gnnfx.finetune import finetune
 from gnnfx.policy import Policy, Quantize
+from gnnfx.prepare import convert, prepare
 from gnnfx.report import Report
+from gnnfx.training_policy import Training
 
-__all__ = ["OptimizedModule", "Policy", "Quantize", "Report", "errors", "load", "optimize", "save"]
+__all__ = [
+    "OptimizedModule",
+    "Policy",
+    "PreparedModule",
+    "Quantize",
+    "Report",
+    "Training",
+    "convert",
+    "errors",
+    "finetune",
+    "load",
+    "optimize",
+    "prepare",
+    "save",
+]
 __version__ = "0.1.0"

@@ -58,7 +58,7 @@ def optimize(
     """
     chosen = as_policy(policy)
     ctx = PassContext(chosen)
-    args = None if example_inputs is None else _as_tuple(example_inputs)
+    args = None if example_inputs is None else as_tuple(example_inputs)
     name = policy if isinstance(policy, str) else "custom"
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -73,11 +73,11 @@ def optimize(
         ctx.densities = _densities(flatten(traced.example))
     program = PassManager(float_passes()).run(traced.program, ctx)
     if chosen.quantize is not None:
-        _verify_outputs(model, traced, program)
+        verify_outputs(model, traced, program)
         program = _quantize(program, ctx, traced, calibration)
     program = PassManager(lower_passes(), FLOAT_FACTS).run(program, ctx)
     if chosen.quantize is None:
-        _verify_outputs(model, traced, program)
+        verify_outputs(model, traced, program)
     report = Report.of(name, before, program, ctx.remarks, traced.kept)
     # A graph that takes a branch which was not captured runs as the model would run it.
     eager = frozen_copy(model) if any(program.find("assume")) else None
@@ -93,7 +93,8 @@ def _densities(leaves: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _as_tuple(example_inputs: Any) -> tuple[Any, ...]:
+def as_tuple(example_inputs: Any) -> tuple[Any, ...]:
+    """Example inputs as positional arguments; a lone value is the only one."""
     return tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
 
 
@@ -140,7 +141,7 @@ def _leaves(traced: Traced, sample: Any, number: int) -> tuple[Any, ...]:
     return tuple(given[name] for name in traced.leaves)
 
 
-def _verify_outputs(model: nn.Module, traced: Traced, program: Program) -> None:
+def verify_outputs(model: nn.Module, traced: Traced, program: Program) -> None:
     """Compare a float program with the model on graphs of several sizes."""
     eager = frozen_copy(model)
     for inputs in traced.checks:

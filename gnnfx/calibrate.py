@@ -46,7 +46,7 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.target is not torch.ops.gnnfx.observe.default:
             return super().run_node(n)
-        (x, name), _ = self.fetch_args_kwargs_from_env(n)
+        (x, name, *_), _ = self.fetch_args_kwargs_from_env(n)
         if x.numel():
             self._observe(x, name, n.meta["gnnfx"].module)
         return x

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from gnnfx import artifact, artifact_commands
 from gnnfx import demo as demo_module
+from gnnfx import qat as qat_module
 from gnnfx.errors import GnnfxError, InputError, PolicyError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -110,3 +111,41 @@ def inspect(
     typer.echo(artifact_commands.summary(path, found))
     if ir:
         typer.echo(found.text, nl=False)
+
+
+@app.command()
+def qat(
+    dataset: Annotated[
+        str, typer.Option(help=f"One of {', '.join(demo_module.DATASETS)}.")
+    ] = "Cora",
+    root: Annotated[
+        Path, typer.Option(help="Folder of the dataset's files; digits needs none.")
+    ] = demo_module.DATA_ROOT,
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(qat_module.MODELS)}.")] = "GCN",
+    bits: Annotated[list[int] | None, typer.Option(help="8, 4 or 2; 8 if not given.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Of {', '.join(qat_module.METHODS)}; what runs if not given."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 3,
+    epochs: Annotated[int, typer.Option(help="Most epochs to train.")] = 200,
+    quick: Annotated[bool, typer.Option(help="One seed and few epochs.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file that keeps outcomes between runs.")
+    ] = None,
+) -> None:
+    """Train with and without rounding, and compare the accuracy of what runs."""
+    with _errors_shown():
+        outcomes = qat_module.run(
+            dataset,
+            model,
+            methods=method or qat_module.EXECUTED,  # type: ignore[arg-type]
+            bits=bits or [8],
+            seeds=seeds,
+            epochs=epochs,
+            quick=quick,
+            root=root,
+            out=out,
+            console=Console(stderr=True),
+        )
+    Console().print(qat_module.table(outcomes))

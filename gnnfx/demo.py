@@ -162,12 +162,14 @@ def run(
         )
 
 
-def load(dataset: str, *, root: Path = DATA_ROOT, seed: int = 0) -> tuple[Data, int]:
+def load(
+    dataset: str, *, root: Path = DATA_ROOT, seed: int = 0, normalize: bool = True
+) -> tuple[Data, int]:
     """The graph with train, validation and test masks, and its number of classes.
 
     PyTorch Geometric keeps the files of a dataset below `root`; where `root` holds a folder of the
     dataset's family (`Planetoid`, `Amazon`, `Coauthor`), that folder is used.  `seed` decides the
-    split of datasets that come without one.
+    split of datasets that come without one; `normalize` lets the features of a node add up to 1.
     """
     dataset = _choice("dataset", dataset, DATASETS)
     if dataset == "digits":
@@ -176,10 +178,11 @@ def load(dataset: str, *, root: Path = DATA_ROOT, seed: int = 0) -> tuple[Data, 
     folder = str(root / family if (root / family).is_dir() else root)
     torch.manual_seed(seed)
     split = RandomNodeSplit("random", num_train_per_class=20, num_val=500, num_test=1000)
-    random = Compose([NormalizeFeatures(), split])
+    features = Compose([NormalizeFeatures()] if normalize else [])
+    random = Compose([features, split])
     try:
         if family == "Planetoid":
-            loaded = Planetoid(folder, dataset, transform=NormalizeFeatures())
+            loaded = Planetoid(folder, dataset, transform=features)
         elif family == "Amazon":
             loaded = Amazon(folder, dataset, transform=random)
         else:

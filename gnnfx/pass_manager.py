@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from torch import Tensor
+
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.text import dump
 from gnnfx.ir.verify import verify
@@ -39,11 +41,15 @@ class PassContext:
     """What passes share in one run.
 
     ranges: observed (lowest, highest) of each observed value, by observer name.
+    qparams: scale and zero point of each observed value that training has found, by observer name.
+    weight_scales: step of each output channel [O] that training has found, by weight name.
     densities: share of values that are not zero in each input of the user's example.
     """
 
     policy: Policy = field(default_factory=Policy)
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    qparams: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    weight_scales: dict[str, Tensor] = field(default_factory=dict)
     densities: dict[str, float] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
     pass_name: str = ""

@@ -16,10 +16,13 @@ from gnnfx.passes.fuse_epilogue import FuseEpilogue
 from gnnfx.passes.fuse_requantize import FuseRequantize
 from gnnfx.passes.insert_observers import InsertObservers
 from gnnfx.passes.lower_linear import LowerLinear
+from gnnfx.passes.observe_as_paper import ObserveAsPaper
+from gnnfx.passes.protect_nodes import ProtectNodes
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
 from gnnfx.passes.separate_norm import SeparateNorm
+from gnnfx.policy import Policy
 
 
 def float_passes() -> list[Pass]:
@@ -61,6 +64,40 @@ def quantize_passes() -> list[Pass]:
         FoldQuantization(),
         FuseEpilogue(),
         FuseRequantize(),
+    ]
+
+
+def training_passes(policy: Policy) -> list[Pass]:
+    """From traced ATen to the program that is trained; parameters keep names and values."""
+    passes: list[Pass] = [
+        Canonicalize(training=True),
+        RaiseMessagePassing(),
+        EliminateCommonSubexpressions(),
+        Canonicalize(training=True),
+    ]
+    if policy.quantize is not None and policy.quantize.training.placement == "paper":
+        return [*passes, ObserveAsPaper(), FuseAggregate(), ProtectNodes()]
+    passes += [
+        FuseAggregate(),
+        EliminateCommonSubexpressions(),
+        FuseEpilogue(),
+        Reassociate(),
+        FuseEpilogue(),
+    ]
+    if policy.quantize is not None:
+        passes += [*observe_passes(), ProtectNodes()]
+    return passes
+
+
+def convert_passes() -> list[Pass]:
+    """From the program that was trained to its eval form, with rounded weights as they are."""
+    return [
+        Canonicalize(),
+        FoldBatchNorm(keep_weights=True),
+        FoldConstants(),
+        FuseAttention(),
+        EliminateCommonSubexpressions(),
+        FuseEpilogue(),
     ]
 
 

@@ -11,6 +11,8 @@ from gnnfx.kernels import (
     aggregate_linear,
     attention,
     compress,
+    degree,
+    dropout,
     float_linear,
     linear,
     message_passing,
@@ -19,6 +21,7 @@ from gnnfx.kernels import (
     softmax,
     sparse_linear,
     structure,
+    unpack,
     weight,
 )
 
@@ -27,6 +30,8 @@ __all__ = [
     "aggregate_linear",
     "attention",
     "compress",
+    "degree",
+    "dropout",
     "float_linear",
     "linear",
     "message_passing",
@@ -35,5 +40,6 @@ __all__ = [
     "softmax",
     "sparse_linear",
     "structure",
+    "unpack",
     "weight",
 ]

@@ -1,8 +1,9 @@
-"""observe: marks a value whose range calibration records; computes nothing."""
+"""observe: marks a value whose range is recorded, and in training rounded; computes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,22 +11,32 @@ from torch import Tensor
 from gnnfx.ir.op import Cost, OpDef, register
 
 
-def reference(x: Tensor, name: str) -> Tensor:
-    """`x`; calibration records its range under `name`."""
+def reference(
+    x: Tensor, name: str, rank: Tensor | None = None, owner: Tensor | None = None
+) -> Tensor:
+    """`x` [rows, ...]; calibration and training record its range under `name`.
+
+    In training, rows may be protected from rounding, by the `rank` [N] of their node's in-degree;
+    `owner` [rows] names the node of each row where rows are edges.
+    """
     return x.clone()
 
 
-def fake(x: Tensor, name: str) -> Tensor:
+def fake(x: Tensor, name: str, rank: Tensor | None = None, owner: Tensor | None = None) -> Tensor:
     return torch.empty_like(x)
 
 
-def cost(x: Tensor, name: str) -> Cost:
+def cost(x: Tensor, name: str, rank: Tensor | None = None, owner: Tensor | None = None) -> Cost:
     """A copy, as ops do not return their inputs."""
     return Cost(0, 2 * x.nbytes)
 
 
-def samples(device: str = "cpu") -> Iterator[tuple[Tensor, str]]:
-    yield torch.rand(3, 4, device=device), "x"
+def samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
+    x = torch.rand(3, 4, device=device)
+    yield x, "x", None, None
+    yield x, "x", torch.rand(2, device=device), torch.tensor([0, 1, 0], device=device)
 
 
-OBSERVE = register(OpDef("observe", reference, fake, cost, samples, differentiable=True))
+OBSERVE = register(
+    OpDef("observe", reference, fake, cost, samples, differentiable=True, random=True)
+)

@@ -40,4 +40,18 @@ def samples(device: str = "cpu") -> Iterator[tuple[Tensor, Tensor, int, int]]:
             yield pack(codes.to(torch.int8), bits).to(device), scale, shape[1], bits
 
 
+def weight_scale(weight: Tensor, bits: int) -> Tensor:
+    """The step [O] that just covers each output channel of float `weight` [O, ...]."""
+    largest: Tensor = weight.detach().float().flatten(1).abs().amax(1)
+    covered = largest.clamp(min=torch.finfo(torch.float32).tiny)
+    return covered / float(2 ** (bits - 1) - 1)
+
+
+def weight_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Symmetric int8 codes, not packed, of `weight` [O, K] with steps `scale` [O]."""
+    qmax = 2 ** (bits - 1) - 1
+    steps: Tensor = weight.float() / scale[:, None]
+    return steps.round().clamp(-qmax, qmax).to(torch.int8)
+
+
 DEQUANTIZE_WEIGHT = register(OpDef("dequantize_weight", reference, fake, cost, samples))

@@ -22,6 +22,7 @@ _COPIES = {
     "aten.alias.default",
     "aten.lift_fresh_copy.default",
     "aten.contiguous.default",
+    "dropout",
 }
 _SAME_SHAPE = {"aten.view.default", "aten.reshape.default", "aten.expand.default"}
 _CASTS = {"aten._to_copy.default", "aten.to.dtype", "aten.to.device", "aten.to.dtype_layout"}
@@ -29,14 +30,22 @@ _NEUTRAL = {"aten.mul.Tensor": 1.0, "aten.add.Tensor": 0.0, "aten.div.Tensor": 1
 
 
 class Canonicalize(Pass):
-    """Remove instructions that compute nothing."""
+    """Remove instructions that compute nothing.
+
+    training: keep `dropout`, and `detach`, which computes nothing but stops gradients.
+    """
 
     name = "canonicalize"
     gives = frozenset({"canonical"})
 
+    def __init__(self, training: bool = False) -> None:
+        self.kept = {"aten.detach.default", "dropout"} if training else set()
+
     def run(self, program: Program, ctx: PassContext) -> Program:
         rewriter = Rewriter(program, self.name)
         for instr in rewriter.program.instrs:
+            if instr.op in self.kept:
+                continue
             if (same := _same_value(instr)) is not None:
                 rewriter.replace(instr, same)
         return rewriter.finish()

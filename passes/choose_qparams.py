@@ -19,6 +19,7 @@ from gnnfx.ir.patterns import row_vector
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.kernels.quantize import pack
+from gnnfx.kernels.weight import weight_codes, weight_scale
 from gnnfx.observers import qparams_of
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 from gnnfx.policy import Quantize
@@ -40,7 +41,7 @@ class ChooseQparams(Pass):
         for observe in rewriter.program.find("observe"):
             for user in observe.users:
                 if user.op == "aten.linear.default":
-                    _quantize_weight(rewriter, user, quantize, weights)
+                    _quantize_weight(rewriter, user, ctx, weights)
                 elif user.op == "aggregate" and user.args["weight"] is not None:
                     _quantize_edge_weight(rewriter, user)
             rewriter.replace(observe, _fake_quantize(rewriter, observe, ctx, quantize))
@@ -52,13 +53,14 @@ def _fake_quantize(
 ) -> Instr:
     bits = quantize.activation_bits
     value, row_scale = _row_scaled(observe.arg)
-    known = ctx.ranges.get(observe.args["name"])
+    name = observe.args["name"]
+    known = ctx.qparams.get(name)
+    if known is None and name in ctx.ranges:
+        known = _typed(*qparams_of(*ctx.ranges[name], bits))
     if known is not None:
         scale, zero_point = (
-            rewriter.param(observe, f"{observe.args['name']}.{part}", number)
-            for part, number in zip(
-                ("scale", "zero_point"), _typed(*qparams_of(*known, bits)), strict=True
-            )
+            rewriter.param(observe, f"{name}.{part}", number)
+            for part, number in zip(("scale", "zero_point"), known, strict=True)
         )
     else:
         symmetric = not _never_negative(observe.arg)
@@ -91,19 +93,17 @@ def _never_negative(value: Instr) -> bool:
 
 
 def _quantize_weight(
-    rewriter: Rewriter, linear: Instr, quantize: Quantize, done: dict[str, Instr]
+    rewriter: Rewriter, linear: Instr, ctx: PassContext, done: dict[str, Instr]
 ) -> None:
     """Symmetric codes per output channel; one set of codes for a weight that layers share."""
-    param = linear.args["weight"]
+    assert ctx.policy.quantize is not None
+    param, bits = linear.args["weight"], ctx.policy.quantize.weight_bits
     if param.op != "param":
         return
     if param.param not in done:
-        weight = rewriter.program.tensor(param).float()
-        bits = quantize.weight_bits
-        qmax = 2 ** (bits - 1) - 1
-        scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / qmax
-        codes = (weight / scale[:, None]).round().clamp(-qmax, qmax).to(torch.int8)
-        name = param.param
+        weight, name = rewriter.program.tensor(param), param.param
+        scale = ctx.weight_scales.get(name, weight_scale(weight, bits))
+        codes = weight_codes(weight, scale, bits)
         packed = rewriter.param(linear, f"{name}.codes", pack(codes, bits))
         scales = rewriter.param(linear, f"{name}.scale", scale)
         done[name] = rewriter.insert(

@@ -20,44 +20,62 @@ from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 
-_BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
+BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
 
 
 class FoldBatchNorm(Pass):
-    """Remove batch norms whose statistics are frozen."""
+    """Remove batch norms whose statistics are frozen.
+
+    keep_weights: leave the weights as training has rounded them; every norm is a multiply-add.
+    """
 
     name = "fold-batch-norm"
     needs = frozenset({"raised"})
     numerics = Numerics.REORDERED
 
+    def __init__(self, keep_weights: bool = False) -> None:
+        self.keep_weights = keep_weights
+
     def run(self, program: Program, ctx: PassContext) -> Program:
         rewriter = Rewriter(program, self.name)
-        for norm in rewriter.program.find(_BATCH_NORM):
+        for norm in rewriter.program.find(BATCH_NORM):
             result = sole_user(norm)
             if result is None or result.op != "getitem":
                 ctx.missed(norm, "its batch statistics are used as well")
                 continue
             scale, shift = _affine(rewriter.program, norm)
-            if len(norm.arg.shape) == 2 and _fold(rewriter, norm.arg, scale, shift):
+            reachable = len(norm.arg.shape) == 2 and not self.keep_weights
+            if reachable and _fold(rewriter, norm.arg, scale, shift):
                 rewriter.replace(result, norm.arg)
                 ctx.did(norm, "folded into the linear layer before it")
             else:
                 rewriter.replace(result, _multiply_add(rewriter, norm, scale, shift))
-                ctx.missed(norm, "no linear layer before it can absorb it; kept as multiply-add")
+                ctx.missed(norm, self._reason)
         return rewriter.finish()
+
+    @property
+    def _reason(self) -> str:
+        if self.keep_weights:
+            return "the weights keep the codes that training gave them; kept as multiply-add"
+        return "no linear layer before it can absorb it; kept as multiply-add"
 
 
 def _affine(program: Program, norm: Instr) -> tuple[Tensor, Tensor]:
-    """Scale and shift [C] that the batch norm applies, from float64 arithmetic."""
     args = norm.args
-    mean, var = (program.tensor(args[k]).double() for k in ("running_mean", "running_var"))
-    scale = (var + args["eps"]).rsqrt()
-    if (weight := tensor_of(program, args["weight"])) is not None:
+    mean, var = (program.tensor(args[name]) for name in ("running_mean", "running_var"))
+    weight, bias = (tensor_of(program, args[name]) for name in ("weight", "bias"))
+    return scale_and_shift(mean, var, weight, bias, args["eps"])
+
+
+def scale_and_shift(
+    mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift [C] that a batch norm in eval mode applies, from float64 arithmetic."""
+    scale = (var.double() + eps).rsqrt()
+    if weight is not None:
         scale = scale * weight.double()
-    shift = -mean * scale
-    if (bias := tensor_of(program, args["bias"])) is not None:
-        shift = shift + bias.double()
-    return scale, shift
+    shift = -mean.double() * scale
+    return scale, shift if bias is None else shift + bias.double()
 
 
 def _fold(rewriter: Rewriter, value: Instr, scale: Tensor, shift: Tensor) -> bool:

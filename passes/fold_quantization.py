@@ -49,11 +49,14 @@ class _Folder:
             return None
         if value.op == "aten.view.default" and (inner := self.codes(value.arg)) is not None:
             if value not in self._codes:
-                view = self.rewriter.insert(
-                    value, "aten.view.default", inner[0], value.args["size"]
-                )
+                codes, bits = inner[0], inner[3]
+                if bits != 8:
+                    # Packed codes of a row cannot be told apart by head.
+                    channels = value.arg.shape[-1]
+                    codes = self.rewriter.insert(value, "unpack", codes, channels, bits)
+                view = self.rewriter.insert(value, "aten.view.default", codes, value.args["size"])
                 self._codes[value] = view
-            return self._codes[value], *inner[1:]
+            return self._codes[value], *inner[1:3], 8  # one code a byte from here on
         if value.op != "fake_quantize":
             return None
         x, scale, zero_point, bits, row_scale = value.args.values()

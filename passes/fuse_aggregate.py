@@ -143,6 +143,7 @@ _POINTWISE = {
     "aten.sigmoid.default",
     "aten.exp.default",
     "aten.abs.default",
+    "dropout",
 }
 
 

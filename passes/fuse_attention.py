@@ -36,7 +36,7 @@ class FuseAttention(Pass):
             weight = aggregate.args["weight"]
             if weight is None or weight.op != "segment_softmax":
                 continue
-            match _match(aggregate, weight.arg):
+            match match_attention(aggregate, weight.arg):
                 case (op, args):
                     given = [_matrix(rewriter, aggregate, a) if is_param(a) else a for a in args]
                     rewriter.replace(aggregate, rewriter.insert(aggregate, op, *given))
@@ -45,7 +45,8 @@ class FuseAttention(Pass):
         return rewriter.finish()
 
 
-def _match(aggregate: Instr, logits: Instr) -> Fused | str:
+def match_attention(aggregate: Instr, logits: Instr) -> Fused | str:
+    """The attention op and arguments that a softmax-weighted `aggregate` is, or why it is none."""
     if aggregate.args["reduce"] != "sum" or len(aggregate.shape) != 3:
         return "attention weights are used for something else than a sum per head"
     if logits.op == "aten.leaky_relu.default":

@@ -13,7 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from gnnfx.ir.patterns import is_feature, is_param, row_vector, used_elsewhere
+from gnnfx.ir.patterns import (
+    depends_on_params_alone,
+    is_feature,
+    is_param,
+    row_vector,
+    used_elsewhere,
+)
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
@@ -93,7 +99,7 @@ def _self_weight(value: Instr, x: Instr) -> Instr | None:
         return None
     left, right = value.args["self"], value.args["other"]
     for weight, features in ((left, right), (right, left)):
-        if features == x and is_param(weight) and weight.shape in ((), (1,)):
+        if features == x and depends_on_params_alone(weight) and weight.shape in ((), (1,)):
             return weight  # type: ignore[no-any-return]
     return None
 

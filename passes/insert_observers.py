@@ -12,11 +12,13 @@ A value that several instructions read is observed once, so that it gets one sca
 from __future__ import annotations
 
 from fnmatch import fnmatch
+from typing import Any
 
 from gnnfx.ir.patterns import is_feature, is_param
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Pass, PassContext
+from gnnfx.passes.fuse_attention import match_attention
 
 _OPERANDS = {
     "aten.linear.default": ("input",),
@@ -43,14 +45,37 @@ class InsertObservers(Pass):
         sites = [i for i in rewriter.program.find(*_OPERANDS) if _quantizes(i, ctx)]
         observed: dict[Instr, Instr] = {}
         for site in sites:
-            for operand in _OPERANDS[site.op]:
-                value = site.args[operand]
-                rewriter.set_arg(site, operand, _observe(rewriter, value, observed))
+            for reader, operand in _operands(site):
+                value = reader.args[operand]
+                rewriter.set_arg(reader, operand, _observe(rewriter, value, observed))
         return rewriter.finish()
 
 
+def _operands(site: Instr) -> list[tuple[Instr, str]]:
+    """The arguments that `site` reads codes from, with the instructions they belong to."""
+    operands = [(site, operand) for operand in _OPERANDS[site.op]]
+    match _attention(site):
+        case ("attend_gatv2", (x_src, x_dst, *_)):
+            # In training, scores and sum are instructions of their own that share their codes.
+            gathers = [u for x in (x_src, x_dst) for u in x.users if u.op == "gather"]
+            operands += [(gather, "x") for gather in dict.fromkeys(gathers)]
+    return operands
+
+
+def _attention(aggregate: Instr) -> tuple[str, tuple[Any, ...]] | str | None:
+    """The attention op that an aggregate per head is a part of, why it is none, or None."""
+    if aggregate.op != "aggregate" or len(aggregate.shape) != 3:
+        return None
+    weight = aggregate.args["weight"]
+    while weight is not None and weight.op == "dropout":
+        weight = weight.arg
+    if weight is None or weight.op != "segment_softmax":
+        return "messages have heads, and their weights are no softmax of a known score"
+    return match_attention(aggregate, weight.arg)
+
+
 def _quantizes(site: Instr, ctx: PassContext) -> bool:
-    reason = _skipped(site, ctx) or _refusal(site)
+    reason = _skipped(site, ctx) or _refusal(site) or _slow(site, ctx)
     if reason is not None:
         ctx.missed(site, f"left in float32: {reason}")
     return reason is None
@@ -66,30 +91,50 @@ def _refusal(site: Instr) -> str | None:
     if not is_feature(value):
         return "its input does not carry features"
     if site.op == "aggregate":
-        if len(site.shape) != 2:
-            return "messages have heads, and their weights are no softmax of a known score"
-        if site.args["weight"] is not None and site.args["reduce"] not in ("sum", "mean"):
+        if isinstance(reason := _attention(site), str):
+            return reason
+        weighted = len(site.shape) == 2 and site.args["weight"] is not None
+        if weighted and site.args["reduce"] not in ("sum", "mean"):
             return f"a weighted {site.args['reduce']} does not run on codes"
-    if site.op == "aten.linear.default":
-        if not is_param(site.args["weight"]) or len(site.shape) != 2:
-            return "its weight is not a parameter, or its input is not a matrix"
-        outputs, inputs = site.args["weight"].shape
-        if inputs < _LEAST_INPUTS:
-            return f"{inputs} input channels are too few for integer products to be faster"
-        coded = any(u.op in _OPERANDS and u.op != "aten.linear.default" for u in value.users)
-        if value.op == "input" and not coded and outputs < _LEAST_OUTPUTS:
-            return (
-                f"its float input must be read anyway, and {outputs} outputs are too few to win "
-                f"back the time that making codes of it would take"
-            )
+    if site.op == "aten.linear.default" and not (
+        is_param(site.args["weight"]) and len(site.shape) == 2
+    ):
+        return "its weight is not a parameter, or its input is not a matrix"
+    return None
+
+
+def _slow(site: Instr, ctx: PassContext) -> str | None:
+    """Why integers would take longer, unless the policy wants them in any case."""
+    quantize = ctx.policy.quantize
+    if site.op != "aten.linear.default" or (quantize is not None and quantize.layers == "all"):
+        return None
+    value = site.arg
+    outputs, inputs = site.args["weight"].shape
+    if inputs < _LEAST_INPUTS:
+        return f"{inputs} input channels are too few for integer products to be faster"
+    coded = any(u.op in _OPERANDS and u.op != "aten.linear.default" for u in value.users)
+    if value.op == "input" and not coded and outputs < _LEAST_OUTPUTS:
+        return (
+            f"its float input must be read anyway, and {outputs} outputs are too few to win "
+            f"back the time that making codes of it would take"
+        )
     return None
 
 
 def _observe(rewriter: Rewriter, value: Instr, observed: dict[Instr, Instr]) -> Instr:
-    """The observed form of `value`; reshapes stay behind the observer."""
+    """The observed form of `value`; reshapes and dropout stay behind the observer.
+
+    Dropout scales what it keeps, and would widen the range to values that eval mode never has.
+    """
     if value in observed:
         return observed[value]
     after = Instr(value.node.next)
+    while after.op in ("input", "param"):
+        after = Instr(after.node.next)
+    if value.op == "dropout" and all(u.op in _OPERANDS for u in value.users):
+        inner = _observe(rewriter, value.arg, observed)
+        observed[value] = rewriter.insert(after, "dropout", inner, value.args["p"], like=value)
+        return observed[value]
     if value.op == "aten.view.default" and len(value.arg.shape) == 2:
         inner = _observe(rewriter, value.arg, observed)
         size = value.args["size"]

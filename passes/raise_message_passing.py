@@ -145,7 +145,9 @@ def _softmax(div: Instr) -> Raised | None:
     highest = highest.arg
     if highest.args["reduce"] != "max" or total.args["reduce"] != "sum":
         return None
-    if highest.arg != logits or highest.args["index"] != index:
+    # The maximum drops out of the quotient, so that its gradient does not matter.
+    shifted_by = highest.arg.arg if _is(highest.arg, "aten.detach.default") else highest.arg
+    if shifted_by != logits or highest.args["index"] != index:
         return None
     return "edge_softmax", (logits, index, total.args["num_rows"])
 

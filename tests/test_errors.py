@@ -92,7 +92,7 @@ OPTIMIZE: dict[str, tuple[Callable[[], Any], type[GnnfxError], str]] = {
     "preset": (
         lambda: gnnfx.optimize(make("gcn"), "int7"),
         PolicyError,
-        "['fp32', 'int4', 'int8']",
+        "policy must be one of ['degree-quant-paper', 'fp32', 'int4',",
     ),
     "bits": (lambda: gnnfx.Quantize(weight_bits=3), PolicyError, "weight_bits must be one of"),  # type: ignore[arg-type]
     "percentile": (lambda: gnnfx.Quantize(percentile=2.0), PolicyError, "(0.5, 1], got 2.0"),

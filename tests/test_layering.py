@@ -14,17 +14,21 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.errors", "gnnfx.measure"),
     ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file"),
-    ("gnnfx.policy", "gnnfx.graph_cache"),
+    ("gnnfx.training_policy", "gnnfx.graph_cache"),
+    ("gnnfx.policy",),
     ("gnnfx.observers",),
     ("gnnfx.kernels",),
-    ("gnnfx.pass_manager",),
+    ("gnnfx.pass_manager", "gnnfx.ranges"),
+    ("gnnfx.fake_quantize",),
     ("gnnfx.passes",),
     ("gnnfx.frontend", "gnnfx.report", "gnnfx.calibrate"),
     ("gnnfx.backend",),
     ("gnnfx.pipeline", "gnnfx.artifact"),
     ("gnnfx.api",),
+    ("gnnfx.prepare", "gnnfx.finetune"),
     ("gnnfx",),
     ("gnnfx.demo", "gnnfx.artifact_commands"),
+    ("gnnfx.qat",),
     ("gnnfx.cli",),
 )
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}

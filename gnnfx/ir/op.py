@@ -52,6 +52,7 @@ class OpDef:
     cost: least work of a call, from its (real or fake) arguments.
     samples: arguments that every implementation is tried on, by device.
     differentiable: whether gradients may flow through `reference`.
+    random: whether two calls in training may differ, so that no result may stand for another.
     """
 
     name: str
@@ -61,6 +62,7 @@ class OpDef:
     samples: Callable[..., Iterator[tuple[Any, ...]]]
     impls: tuple[Impl, ...] = ()
     differentiable: bool = False
+    random: bool = False
 
     @property
     def torch_op(self) -> Any:
@@ -91,7 +93,10 @@ def register(op: OpDef) -> OpDef:
     if op.name in _OPS:
         raise ValueError(f"op {op.name!r} is already registered")
     schema = torch.library.infer_schema(op.reference, mutates_args=())
-    _LIBRARY.define(op.name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    tags = [torch.Tag.pt2_compliant_tag]
+    if op.random:
+        tags.append(torch.Tag.nondeterministic_seeded)
+    _LIBRARY.define(op.name + schema, tags=tuple(tags))
     _LIBRARY.impl(op.name, op.run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gnnfx::{op.name}", op.fake, lib=_LIBRARY)
     if op.differentiable:

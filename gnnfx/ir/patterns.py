@@ -88,6 +88,15 @@ def is_param(value: Any) -> bool:
     return isinstance(value, Instr) and value.op == "param"
 
 
+def depends_on_params_alone(value: Any) -> bool:
+    """Whether `value` is a parameter or computed from nothing but parameters and numbers."""
+    if not isinstance(value, Instr):
+        return False
+    return is_param(value) or (
+        bool(value.inputs) and all(map(depends_on_params_alone, value.inputs))
+    )
+
+
 def is_feature(instr: Instr) -> bool:
     """Whether a value carries features rather than graph structure or weights."""
     return instr.domain not in (Domain.STRUCTURE, Domain.PARAMETER, Domain.SCALAR)

@@ -1,0 +1,241 @@
+"""The inputs of a module: bound by name, checked against the example, and read as a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnnfx.backend.call import Call
+from gnnfx.backend.split import Split
+from gnnfx.errors import InputError
+from gnnfx.frontend.signature import flatten
+from gnnfx.ir.program import Instr, Program
+from gnnfx.ir.types import IntType, TensorType, wrong_size
+
+
+class Inputs:
+    """What the inputs of one program must be, and which of them describe the graph."""
+
+    def __init__(self, call: Call, program: Program, parts: Split) -> None:
+        names = [i.name for i in program.inputs]
+        self._call = call
+        self._checks = tuple(map(Check, call.leaves, (i.type for i in program.inputs)))
+        self._types = tuple(i.type for i in program.inputs)
+        self._equal, self._derived = _relations(self._types)
+        self._bounds = _index_bounds(program, parts.tensors)
+        self._tensors = tuple(names.index(n) for n in parts.tensors)
+        sizes: list[tuple[int, int | None]] = [(names.index(n), dim) for n, dim in parts.sizes]
+        self._used_sizes = len(sizes)
+        # The structure of a graph is good for features of as many rows as its indices were
+        # compared with, so these counts are part of what a graph is known by.
+        self._sizes = tuple(dict.fromkeys([*sizes, *((b.rows, 0) for b in self._bounds)]))
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The program's inputs; raises InputError for arguments that the example had otherwise."""
+        call = self._call
+        inputs = call.signature.bind(args, kwargs)
+        if tuple(inputs) != call.arguments:
+            raise InputError(
+                f"the example was called with arguments {list(call.arguments)}, this call has "
+                f"{list(inputs)}; expected an example of the way it is called"
+            )
+        given = flatten(inputs)
+        missing = [name for name in (*call.leaves, *call.constants) if name not in given]
+        if missing:
+            raise InputError(f"the inputs lack {missing}, which the example had")
+        for name, expected in call.constants.items():
+            if given[name] != expected:
+                raise InputError(
+                    f"argument {name!r} was {expected!r} in the example, got {given[name]!r}"
+                )
+        leaves = [check(given[check.leaf]) for check in self._checks]
+        for (i, dim), (j, other) in self._equal:
+            if leaves[i].shape[dim] != leaves[j].shape[other]:
+                raise InputError(
+                    f"argument {self._checks[j].leaf!r} must be as long as "
+                    f"{self._checks[i].leaf!r}, {leaves[i].shape[dim]} rows, got shape "
+                    f"{tuple(leaves[j].shape)}"
+                )
+        if self._derived and (wrong := wrong_size(self._types, leaves)) is not None:
+            position, size, found = wrong
+            raise InputError(
+                f"argument {self._checks[position].leaf!r} must be {self._types[position]}, "
+                f"got {found} where {size} was expected"
+            )
+        return leaves
+
+    def graph(self, leaves: Sequence[Any]) -> tuple[list[Tensor], list[int]]:
+        """The tensors and sizes that a graph is known by."""
+        sizes = [leaves[i] if dim is None else leaves[i].shape[dim] for i, dim in self._sizes]
+        return [leaves[i] for i in self._tensors], sizes
+
+    def compute(
+        self, structure: Callable[..., Any], tensors: Sequence[Tensor], sizes: Sequence[int]
+    ) -> list[Tensor]:
+        """Run the structure part on a graph whose indices name rows, or raise InputError."""
+        self._verify_indices(tensors, sizes)
+        with torch.no_grad():
+            try:
+                return list(structure(*tensors, *sizes[: self._used_sizes]))
+            except IndexError as error:
+                raise InputError(f"an index of the graph is out of range: {error}") from error
+
+    def needs_gradient(self, tensors: Sequence[Tensor]) -> str | None:
+        """The first input of the graph that requires a gradient, by name."""
+        for position, tensor in zip(self._tensors, tensors, strict=True):
+            if tensor.requires_grad:
+                return self._checks[position].leaf
+        return None
+
+    def _verify_indices(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> None:
+        """Eager PyG would read or write outside its tensors for an index that names no row."""
+        for bound in self._bounds:
+            tensor = tensors[bound.index] if bound.row is None else tensors[bound.index][bound.row]
+            if tensor.numel() == 0:
+                continue
+            low, high = (int(v) for v in torch.aminmax(tensor))
+            count = sizes[self._sizes.index((bound.rows, 0))]
+            if low < 0 or high >= count:
+                raise InputError(
+                    f"argument {self._checks[self._tensors[bound.index]].leaf!r} holds node "
+                    f"{low if low < 0 else high}; expected 0 <= node < {count}, the number "
+                    f"of rows of {self._checks[bound.rows].leaf!r}"
+                )
+
+
+class Check:
+    """What one input must be: the dtype and the channel counts of the example."""
+
+    def __init__(self, leaf: str, type_: Any) -> None:
+        self.leaf = leaf
+        self.type = type_
+        tensor = isinstance(type_, TensorType)
+        self.dtype = type_.dtype if tensor else None
+        self.fixed = (
+            [(d, size) for d, size in enumerate(type_.shape) if isinstance(size, int)]
+            if tensor
+            else []
+        )
+
+    def __call__(self, value: Any) -> Any:
+        if self.dtype is None:
+            if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+                raise InputError(f"argument {self.leaf!r} must be an int, got {value!r}")
+            return value
+        if not isinstance(value, Tensor):
+            raise InputError(f"argument {self.leaf!r} must be {self.type}, got {value!r}")
+        if value.dtype != self.dtype:
+            if value.is_floating_point() or self.dtype.is_floating_point:
+                raise InputError(
+                    f"argument {self.leaf!r} must be {self.type}, got dtype {value.dtype}"
+                )
+            value = value.to(self.dtype)
+        if value.dim() != len(self.type.shape) or any(value.shape[d] != s for d, s in self.fixed):
+            raise InputError(
+                f"argument {self.leaf!r} must be {self.type}, got shape {tuple(value.shape)}"
+            )
+        return value
+
+
+Place = tuple[int, int]
+
+
+def _relations(types: Sequence[Any]) -> tuple[tuple[tuple[Place, Place], ...], bool]:
+    """Dimensions of inputs that must be equal, and whether any follows from others otherwise."""
+    first: dict[str, Place] = {}
+    equal: list[tuple[Place, Place]] = []
+    derived = False
+    for position, type_ in enumerate(types):
+        for dim, size in enumerate(type_.shape if isinstance(type_, TensorType) else ()):
+            if isinstance(size, str) and size.isidentifier():
+                place = first.setdefault(size, (position, dim))
+                if place != (position, dim):
+                    equal.append((place, (position, dim)))
+            derived = derived or (isinstance(size, str) and not size.isidentifier())
+        if isinstance(type_, IntType):
+            derived = derived or not str(type_.value).isidentifier() or str(type_.value) in first
+    return tuple(equal), derived
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """Entries of one index input must name a row of another input.
+
+    index: position of the index among the structure part's tensors.
+    row: which of its rows, or None for all.
+    rows: the input that has as many rows as there are to point into.
+    """
+
+    index: int
+    row: int | None
+    rows: int
+
+
+# Ops whose results are entries of their operands, or numbers that the program made itself.
+_SUBSETS = frozenset(
+    {
+        "aten.cat.default",
+        "aten.index.Tensor",
+        "aten.index_select.default",
+        "aten.slice.Tensor",
+        "aten._to_copy.default",
+        "aten.clone.default",
+        "gather",
+    }
+)
+
+
+def _index_bounds(program: Program, tensors: tuple[str, ...]) -> tuple[_Bound, ...]:
+    """What the entries of each index input must stay below, read off what they index."""
+    lengths: dict[Any, int] = {}
+    for position, instr in enumerate(program.inputs):
+        if instr.shape and isinstance(instr.shape[0], str):
+            lengths.setdefault(instr.shape[0], position)
+    bounds: dict[tuple[str, int | None], _Bound] = {}
+    for instr in program.instrs:
+        for index, size in _indexed(instr):
+            for name, row in _sources(index):
+                if size in lengths and name in tensors:
+                    bound = _Bound(tensors.index(name), row, lengths[size])
+                    bounds.setdefault((name, row), bound)
+    return tuple(bounds.values())
+
+
+def _indexed(instr: Instr) -> Iterator[tuple[Instr, Any]]:
+    """Pairs of an index that `instr` reads with and the number of rows it reads from."""
+    if instr.definition is None:
+        return
+    args = instr.args
+    if instr.op == "gather":
+        yield args["index"], (instr.arg.shape or (None,))[0]
+    elif instr.op in ("compress", "scatter"):
+        count = args["num_dst" if instr.op == "compress" else "num_rows"]
+        if isinstance(count, Instr) and isinstance(count.type, IntType):
+            yield args["dst" if instr.op == "compress" else "index"], count.type.value
+    elif "src" in args:
+        yield args["src"], args["x_src" if "x_src" in args else "x"].shape[0]
+
+
+def _sources(index: Instr) -> Iterator[tuple[str, int | None]]:
+    """The inputs, and which row of them, whose entries `index` is made of."""
+    wanted: list[tuple[Instr, int | None]] = [(index, None)]
+    seen: set[tuple[Instr, int | None]] = set()
+    while wanted:
+        instr, row = wanted.pop()
+        if (instr, row) in seen or instr.dtype is None or instr.dtype.is_floating_point:
+            continue
+        seen.add((instr, row))
+        if instr.op == "input":
+            yield instr.name, row
+        elif instr.op == "aten.select.int" and instr.args["dim"] == 0 and row is None:
+            wanted.append((instr.arg, instr.args["index"]))
+        elif instr.op == "getitem" and instr.arg.op == "compress" and instr.positional[1] == 1:
+            wanted.append((instr.arg.args["src"], row))
+        elif instr.op == "aten.cat.default":
+            wanted.extend((part, row) for part in instr.arg)
+        elif instr.op in _SUBSETS and isinstance(instr.arg, Instr):
+            wanted.append((instr.arg, row))

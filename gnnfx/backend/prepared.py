@@ -1,0 +1,202 @@
+"""The module that `gnnfx.prepare` returns: the model's program, trainable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from gnnfx.backend.call import Call
+from gnnfx.backend.inputs import Inputs
+from gnnfx.backend.module import retarget_module
+from gnnfx.backend.split import Split
+from gnnfx.backend.training_graph import (
+    EDGE_WEIGHTS,
+    PROTECT,
+    QUANTIZERS,
+    WEIGHTS,
+    quantized_weights,
+    site,
+    training_graph,
+)
+from gnnfx.errors import InputError
+from gnnfx.fake_quantize import DynamicQuantizer, FakeQuantizer, ProtectiveMask, WeightQuantizer
+from gnnfx.frontend.trace import Traced
+from gnnfx.graph_cache import GraphCache
+from gnnfx.ir.program import Program
+from gnnfx.ir.text import dump
+from gnnfx.pass_manager import PassContext
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a prepared module was made from; its copies share it and nothing changes it.
+
+    program: the observed program, with the names of the tensors that training changes.
+    parts: the same, split into what runs once per graph and what runs each call.
+    """
+
+    traced: Traced
+    program: Program
+    parts: Split
+    ctx: PassContext
+    policy: str
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
+        return self
+
+
+class PreparedModule(nn.Module):
+    """Computes what the model computes, in train and eval mode, rounded as integer kernels round.
+
+    Parameters and buffers have the model's names; what training learns about ranges lies beside
+    them under `_quantizers` and `_weights`.  What depends on the graph alone is computed once.
+    """
+
+    _structure: fx.GraphModule
+
+    def __init__(self, model: nn.Module, origin: Origin) -> None:
+        super().__init__()
+        self._origin = origin
+        quantize = origin.ctx.policy.quantize
+        _mirror(self, model, origin.program)
+        if quantize is not None:
+            training = quantize.training
+            quantizers, weights = nn.ModuleDict(), nn.ModuleDict()
+            for observe in origin.program.find("observe"):
+                name = observe.args["name"]
+                quantizers[site(name)] = FakeQuantizer(name, quantize.activation_bits, training)
+            for name, param in quantized_weights(origin.program).items():
+                channels = int(param.shape[0])
+                weights[site(name)] = WeightQuantizer(channels, quantize.weight_bits, training)
+            self.add_module(QUANTIZERS, quantizers)
+            self.add_module(WEIGHTS, weights)
+            self.add_module(EDGE_WEIGHTS, DynamicQuantizer())
+            self.add_module(PROTECT, ProtectiveMask(*(training.protect or (0.0, 0.0))))
+        self._inputs = Inputs(Call.of(origin.traced), origin.program, origin.parts)
+        device = next((t.device for t in [*self.parameters(), *self.buffers()]), None)
+        self._build(device)
+        self.train()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's outputs; raises InputError for arguments that the example had otherwise."""
+        leaves = self._inputs.bind(args, kwargs)
+        tensors, sizes = self._inputs.graph(leaves)
+        if (leaf := self._inputs.needs_gradient(tensors)) is not None:
+            raise InputError(
+                f"argument {leaf!r} requires a gradient; what depends on the graph alone is "
+                f"computed once a graph, and no gradient reaches it"
+            )
+        values = self._cache.lookup(tensors, sizes)
+        results = self._forward(self, *leaves, *values)
+        return pytree.tree_unflatten(list(results), self._origin.traced.out_spec)
+
+    def ir(self) -> str:
+        """The program that is trained, as text."""
+        return dump(self._origin.program)
+
+    @property
+    def origin(self) -> Origin:
+        """What this module was made from."""
+        return self._origin
+
+    def quantizers(self) -> dict[str, FakeQuantizer]:
+        """The quantizer of each rounded activation, by name of the value."""
+        found = self._modules.get(QUANTIZERS) or nn.ModuleDict()
+        return {q.name: q for q in found.children() if isinstance(q, FakeQuantizer)}
+
+    def weight_quantizers(self) -> dict[str, tuple[str, WeightQuantizer]]:
+        """(name of the weight, its quantizer) of each rounded weight, by name of the value."""
+        found = dict((self._modules.get(WEIGHTS) or nn.ModuleDict()).named_children())
+        params = quantized_weights(self._origin.program)
+        pairs = {name: (param.param, found.get(site(name))) for name, param in params.items()}
+        return {n: (p, q) for n, (p, q) in pairs.items() if isinstance(q, WeightQuantizer)}
+
+    def freeze_ranges(self, frozen: bool = True) -> None:
+        """Keep the ranges of all activations as they are, or let them follow the values again."""
+        for quantizer in self.quantizers().values():
+            quantizer.frozen.fill_(frozen)
+
+    def forget(self) -> None:
+        """Release what was remembered of graphs seen so far."""
+        self._cache.forget()
+
+    def _build(self, device: torch.device | None) -> None:
+        """Generate the code of both parts for `device`."""
+        quantize = self._origin.ctx.policy.quantize
+        each_layer = quantize is not None and quantize.training.mask == "layer"
+        graph = training_graph(self._origin.parts.feature, self, each_layer)
+        module = fx.GraphModule(self, graph, class_name="Training")
+        structure = self._origin.parts.structure.module()
+        if device is not None:
+            retarget_module(module, device)
+            retarget_module(structure, device)
+        self._forward = type(module).forward
+        # Set past nn.Module: it holds no state, and must not show up among the model's modules.
+        self.__dict__["_structure"] = structure
+        self._cache = GraphCache(self._compute)
+        self._device = device
+
+    def _compute(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        return self._inputs.compute(self._structure, tensors, sizes)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PreparedModule:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = next((t.device for t in [*self.parameters(), *self.buffers()]), None)
+        if device != self._device:
+            self._build(device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        remade = ("_forward", "_structure", "_cache")
+        return {k: v for k, v in self.__dict__.items() if k not in remade}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._build(self._device)
+
+
+def _mirror(prepared: nn.Module, model: nn.Module, program: Program) -> None:
+    """Give `prepared` modules, parameters and buffers as `model` has them, copied.
+
+    Constants of the program that the model keeps under no name are buffers that are not saved.
+    """
+    for path, _ in model.named_modules():
+        _submodule(prepared, path)
+    copies: dict[int, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        copy = copies.setdefault(
+            id(parameter),
+            nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad),
+        )
+        owner, leaf = _owner(prepared, name)
+        owner.register_parameter(leaf, copy)  # type: ignore[arg-type]
+    saved = set(model.state_dict())
+    for name, buffer in model.named_buffers():
+        owner, leaf = _owner(prepared, name)
+        owner.register_buffer(leaf, buffer.detach().clone(), persistent=name in saved)
+    known = {n for n, _ in prepared.named_parameters(remove_duplicate=False)}
+    known |= {n for n, _ in prepared.named_buffers(remove_duplicate=False)}
+    for name, tensor in program.tensors.items():
+        if name not in known:
+            owner, leaf = _owner(prepared, name)
+            owner.register_buffer(leaf, tensor.detach().clone(), persistent=False)
+
+
+def _owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return _submodule(root, path), leaf
+
+
+def _submodule(root: nn.Module, path: str) -> nn.Module:
+    """The module at `path`, made if there is none."""
+    module = root
+    for part in path.split(".") if path else []:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module._modules[part]  # type: ignore[assignment]
+    return module

@@ -1,0 +1,239 @@
+"""Fake-quantizers that train: values rounded to codes going forward, gradients going back.
+
+Forward is `torch.ops.gnnfx.fake_quantize`, the simulation that integer kernels equal code for
+code.  Backward, with y the rounded value and (qmin, qmax) the ends of the codes:
+
+    straight-through   dx = dy                                        everywhere
+    clipped            dx = dy where qmin < code < qmax, else 0       (the end codes included)
+    learned-step       dx = dy where x is inside the range, else 0
+                       ds = sum of dy * (code - zero_point - [inside] x / s) / sqrt(n * qmax)
+
+where the step s is learned as s0 * exp(stretch).
+
+Sources: Degree-Quant (Tailor et al., ICLR 2021) as its code runs; LSQ (Esser et al., ICLR 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import gnnfx.kernels.quantize as kernels
+from gnnfx.errors import CalibrationError
+from gnnfx.kernels.weight import weight_codes, weight_scale
+from gnnfx.ranges import TrackedRange
+from gnnfx.training_policy import Training
+
+# Activations of a model that starts from nothing grow tenfold within these forwards, which steps
+# that move by about a hundredth at a time would take hundreds to follow.
+_WARM_UP = 20
+
+
+class FakeQuantizer(nn.Module):
+    """Rounds one activation, per tensor; in training its range follows the values.
+
+    name: the site, for messages.  Buffers: `scale`, `zero_point`, `frozen` and those of the range.
+    With learned steps these follow the values of the first forwards only, and the step is
+    scale * exp(stretch) with the parameter `stretch`, 0-d: an optimizer's step changes it by a
+    share of itself, and weight decay draws it back to where it began.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    frozen: Tensor
+
+    def __init__(self, name: str, bits: int, training: Training) -> None:
+        super().__init__()
+        self.name = name
+        self.bits = bits
+        self.policy = training
+        self.range = TrackedRange(training, bits)
+        self.register_buffer("scale", torch.ones(()))
+        if training.estimator == "learned-step":
+            self.stretch = nn.Parameter(torch.zeros(()))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
+        self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, bits={self.bits}, {self.policy.estimator}"
+
+    def forward(
+        self, x: Tensor, protected: Tensor | None = None, owner: Tensor | None = None
+    ) -> Tensor:
+        """`x` [rows, ...] rounded, but in training for the rows of nodes that are `protected` [N].
+
+        Rows are nodes, or `owner` [rows] names the node of each.
+        Raises CalibrationError in eval mode if training has shown no value yet.
+        """
+        if protected is not None and owner is not None:
+            protected = protected.index_select(0, owner)
+        if self.training:
+            self._follow(x, protected)
+        elif not bool(self.range.seen):
+            raise CalibrationError(
+                f"the quantizer of value {self.name!r} has seen no values; run the prepared "
+                f"module in train mode before eval mode"
+            )
+        rows = None if protected is None or not self.training else protected.nonzero()[:, 0]
+        return _Round.apply(x, *self.qparams(), self.bits, self.policy.estimator, rows)  # type: ignore[no-untyped-call, no-any-return]
+
+    def qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale (float32, 0-d) and zero point (int32, 0-d) as the integer kernels take them."""
+        # Copies: the next forward changes both in place, perhaps before this one's backward.
+        scale, zero_point = self.scale.clone(), self.zero_point.clone()
+        if self.policy.estimator == "learned-step":
+            scale = scale * self.stretch.exp()
+        return scale, zero_point
+
+    @torch.no_grad()
+    def _follow(self, x: Tensor, protected: Tensor | None) -> None:
+        """Update the range and, unless the step is learned, the scale with it."""
+        learned = self.policy.estimator == "learned-step"
+        if bool(self.frozen) or (learned and int(self.range.seen) >= _WARM_UP):
+            return
+        self.range.update(x.detach(), protected)
+        low, high = self.range.lo.clamp(max=0), self.range.hi.clamp(min=0)
+        symmetric = self.policy.symmetric and bool(low < 0)
+        scale, zero_point = kernels.qparams_of_range(low, high, self.bits, symmetric)
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
+
+class DynamicQuantizer(nn.Module):
+    """Rounds to symmetric 8-bit codes with a scale from the values of each call: edge weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, zero_point = torch.ops.gnnfx.choose_qparams(x.detach().float().contiguous(), 8)
+        return _Round.apply(x, scale, zero_point, 8, "straight-through", None)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class WeightQuantizer(nn.Module):
+    """Rounds a weight [O, K] to symmetric codes with one step an output channel.
+
+    The steps just cover each channel, so that nothing is clipped; with learned steps they are those
+    of the first forward (the buffer `scale` [O]) times exp of the parameter `stretch` [O].
+    """
+
+    scale: Tensor
+    ready: Tensor
+
+    def __init__(self, channels: int, bits: int, training: Training) -> None:
+        super().__init__()
+        self.bits = bits
+        self.learned = training.estimator == "learned-step"
+        if self.learned:
+            self.stretch = nn.Parameter(torch.zeros(channels))
+            self.register_buffer("scale", torch.ones(channels))
+            self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}" + (", learned-step" if self.learned else "")
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return _RoundWeight.apply(weight, self.step(weight), self.bits)  # type: ignore[no-untyped-call, no-any-return]
+
+    def step(self, weight: Tensor) -> Tensor:
+        """The step of each output channel, float32 [O]."""
+        if not self.learned:
+            return weight_scale(weight, self.bits)
+        if not bool(self.ready):
+            with torch.no_grad():
+                self.scale.copy_(weight_scale(weight, self.bits))
+                self.ready.fill_(True)
+        return self.scale * self.stretch.exp()
+
+
+class ProtectiveMask(nn.Module):
+    """Draws the nodes that stay float32 in one training forward, with torch's generator.
+
+    Node v is protected with probability p_min + (p_max - p_min) * rank[v].
+    """
+
+    def __init__(self, p_min: float, p_max: float) -> None:
+        super().__init__()
+        self.p_min = p_min
+        self.p_max = p_max
+
+    def extra_repr(self) -> str:
+        return f"p_min={self.p_min}, p_max={self.p_max}"
+
+    def forward(self, rank: Tensor) -> Tensor | None:
+        """Bool [N] of `rank` [N], or None in eval mode."""
+        if not self.training:
+            return None
+        return torch.rand_like(rank) < self.p_min + (self.p_max - self.p_min) * rank
+
+
+class _Round(torch.autograd.Function):
+    """Fake quantization per tensor; the header of this file has its gradients.
+
+    rows: indices of rows that are passed on as they are, in both directions.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bits: int,
+        estimator: str,
+        rows: Tensor | None,
+    ) -> Tensor:
+        values = x.detach().float().contiguous()
+        y: Tensor = torch.ops.gnnfx.fake_quantize(values, scale.detach(), zero_point, bits)
+        ctx.bits, ctx.estimator = bits, estimator
+        learned = estimator == "learned-step"
+        if rows is not None:
+            y.index_copy_(0, rows, values.index_select(0, rows))
+        if estimator != "straight-through" and any(ctx.needs_input_grad[:2]):
+            ctx.save_for_backward(y, scale, zero_point, values if learned else None, rows)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        grad: Tensor = grads[0]
+        if ctx.estimator == "straight-through":
+            return grad, None, None, None, None, None
+        y, scale, zero_point, x, rows = ctx.saved_tensors
+        low, high = (scale * (end - zero_point) for end in kernels.code_range(ctx.bits))
+        step = None
+        if x is None:
+            inside = (y > low + scale / 2) & (y < high - scale / 2)
+        else:
+            inside = (x >= low - scale / 2) & (x <= high + scale / 2)
+            slope = y / scale - torch.where(inside, x / scale, 0.0)
+            if rows is not None:
+                slope.index_fill_(0, rows, 0.0)
+            strength = 1 / math.sqrt(max(x.numel(), 1) * kernels.code_range(ctx.bits)[1])
+            step = (grad * slope).sum() * strength
+        if rows is not None:
+            inside.index_fill_(0, rows, True)
+        return grad * inside, step, None, None, None, None
+
+
+class _RoundWeight(torch.autograd.Function):
+    """Fake quantization with one symmetric step an output channel."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+        y = weight_codes(weight.detach(), scale.detach(), bits).float() * scale.detach()[:, None]
+        ctx.bits = bits
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(weight, y, scale)
+        return y.to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        grad: Tensor = grads[0]
+        if not ctx.needs_input_grad[1]:
+            return grad, None, None
+        weight, y, scale = ctx.saved_tensors
+        steps, qmax = weight / scale[:, None], 2 ** (ctx.bits - 1) - 1
+        inside = steps.abs() <= qmax + 0.5
+        slope = y / scale[:, None] - torch.where(inside, steps, 0.0)
+        strength = 1 / math.sqrt(max(weight.shape[1], 1) * qmax)
+        return grad * inside, (grad * slope).sum(1) * strength, None

@@ -1,0 +1,106 @@
+"""Ranges that follow the values shown in training: one pair (lo, hi) of tensors a site.
+
+`gnnfx.observers` collects ranges from calibration data as numbers; these are buffers instead, so
+that a checkpoint holds them, and updating them waits for no device.  Sources: section 3.3 and
+appendix of Degree-Quant (Tailor et al., ICLR 2021) for percentiles that are widened over
+batches and for moving averages with momentum 0.01.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gnnfx.kernels.quantize import code_range
+from gnnfx.training_policy import Training
+
+_MOMENTUM = 0.01
+_CANDIDATES = 64
+
+
+class TrackedRange(nn.Module):
+    """The range of one site: buffers `lo`, `hi` (float32, 0-d) and `seen`, the tensors it saw.
+
+    bits: width of the codes, for the mean squared error.
+    """
+
+    lo: Tensor
+    hi: Tensor
+    seen: Tensor
+
+    def __init__(self, training: Training, bits: int) -> None:
+        super().__init__()
+        self.policy = training
+        self.bits = bits
+        self.register_buffer("lo", torch.zeros(()))
+        self.register_buffer("hi", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def extra_repr(self) -> str:
+        return f"{self.policy.observer}, lo={float(self.lo):.4g}, hi={float(self.hi):.4g}"
+
+    @torch.no_grad()
+    def update(self, x: Tensor, ignored: Tensor | None = None) -> None:
+        """Let the range follow float `x` [rows, ...], but for the rows `ignored` [rows]."""
+        rows = x.flatten(1) if x.dim() > 1 else x.view(-1, 1)
+        if not rows.numel() or (ignored is not None and bool(ignored.all())):
+            return
+        low, high = self._current(rows, ignored)
+        if self.policy.observer in ("minmax", "percentile"):
+            merged = torch.minimum(self.lo, low), torch.maximum(self.hi, high)
+        else:
+            merged = torch.lerp(self.lo, low, _MOMENTUM), torch.lerp(self.hi, high, _MOMENTUM)
+        first = self.seen == 0
+        self.lo.copy_(torch.where(first, low, merged[0]))
+        self.hi.copy_(torch.where(first, high, merged[1]))
+        self.seen.add_(1)
+
+    def _current(self, rows: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The range of these rows [R, C] alone."""
+        if self.policy.observer in ("percentile", "mse"):
+            values = _some(rows, ignored, self.policy.sample)
+            if self.policy.observer == "mse":
+                return mse_range(values, self.bits)
+            return percentile_range(values, self.policy.percentile)
+        low, high = torch.aminmax(rows, dim=1)
+        if ignored is not None:
+            low, high = low[~ignored], high[~ignored]
+        return low.min().float(), high.max().float()
+
+
+def _some(rows: Tensor, ignored: Tensor | None, most: int | None) -> Tensor:
+    """At most `most` values of the rows [R, C] that are not ignored, drawn evenly."""
+    count, channels = rows.shape
+    if most is None or count * channels <= most:
+        return (rows if ignored is None else rows[~ignored]).flatten().float()
+    kept = (
+        torch.arange(count, device=rows.device) if ignored is None else (~ignored).nonzero()[:, 0]
+    )
+    picked = kept[torch.randint(kept.numel(), (most,), device=rows.device)]
+    return rows[picked, torch.randint(channels, (most,), device=rows.device)].float()
+
+
+def percentile_range(values: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The k-th lowest and highest of those `values` [n] that are not zero, k = n * (1 - share).
+
+    Zero has a code of its own in every range; counting the zeros of sparse features would cut off
+    everything else.
+    """
+    values = values[values != 0]
+    count = values.numel()
+    if count == 0:
+        return values.new_zeros(()), values.new_zeros(())
+    k = max(1, int(count * (1 - share)))
+    return values.kthvalue(k).values, values.kthvalue(count - k + 1).values
+
+
+def mse_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The part of the range of `values` [n] whose codes have the least mean squared error."""
+    low, high = values.min().clamp(max=0), values.max().clamp(min=0)
+    steps = code_range(bits)[1] - code_range(bits)[0]
+    shares = torch.linspace(1 / _CANDIDATES, 1, _CANDIDATES, device=values.device)
+    lows, highs = (low * shares)[:, None], (high * shares)[:, None]
+    scale = ((highs - lows) / steps).clamp(min=torch.finfo(torch.float32).tiny)
+    codes = ((values - lows) / scale).round().clamp(0, steps)
+    best = (codes * scale + lows - values).square().mean(1).argmin()
+    return lows[best, 0], highs[best, 0]
