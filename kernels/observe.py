@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gnnfx.ir.op import Cost, OpDef, register
+from gnnfx.kernels.csr import num_bytes
 
 
 def reference(x: Tensor, name: str) -> Tensor:
@@ -21,7 +22,7 @@ def fake(x: Tensor, name: str) -> Tensor:
 
 def cost(x: Tensor, name: str) -> Cost:
     """A copy, as ops do not return their inputs."""
-    return Cost(0, 2 * x.nbytes)
+    return Cost(0, 2 * num_bytes(x))
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[Tensor, str]]:

@@ -23,8 +23,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.backend",),
     ("gnnfx.pipeline",),
     ("gnnfx.api",),
+    ("gnnfx.history",),
+    ("gnnfx.bisect", "gnnfx.html"),
     ("gnnfx",),
-    ("gnnfx.demo",),
+    ("gnnfx.demo", "gnnfx.dump"),
     ("gnnfx.cli",),
 )
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}
