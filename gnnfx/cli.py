@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from gnnfx import demo as demo_module
+from gnnfx import dump as dump_module
 from gnnfx.errors import GnnfxError, InputError, PolicyError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -32,6 +33,12 @@ def main(
     ] = False,
 ) -> None:
     """A compiler for trained graph neural networks."""
+
+
+def _fail(error: GnnfxError) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    wrong_usage = isinstance(error, InputError | PolicyError)
+    raise typer.Exit(USAGE_ERROR if wrong_usage else FAILURE) from error
 
 
 @app.command()
@@ -64,8 +71,26 @@ def demo(
             console=Console(stderr=True),
         )
     except GnnfxError as error:
-        typer.echo(f"error: {error}", err=True)
-        wrong_usage = isinstance(error, InputError | PolicyError)
-        raise typer.Exit(USAGE_ERROR if wrong_usage else FAILURE) from error
+        _fail(error)
     console.print(result.table())
     console.print(result.module.report.table())
+
+
+@app.command()
+def dump(
+    source: Annotated[
+        str, typer.Argument(help="file.py:function; it returns a model or (model, inputs).")
+    ],
+    policy: Annotated[str, typer.Option(help="fp32, int8 or int4.")] = "fp32",
+    after: Annotated[
+        str | None, typer.Option(help="Stop after this pass; name#2 is its second run.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page to look at here.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for the text after each pass.")] = None,
+) -> None:
+    """Show the program that gnnfx makes of a model."""
+    try:
+        text = dump_module.run(source, policy=policy, after=after, html_to=html, folder=to)
+    except GnnfxError as error:
+        _fail(error)
+    typer.echo(text, nl=False)

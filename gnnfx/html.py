@@ -18,7 +18,8 @@ from gnnfx.history import Step
 from gnnfx.ir.graph import cost_of, used_values
 from gnnfx.ir.infer import axis_domains, structure_values
 from gnnfx.ir.program import Instr, Program
-from gnnfx.ir.text import format_instr
+from gnnfx.ir.text import format_instr, format_return
+from gnnfx.ir.types import Domain, TupleType
 
 _PLACE_OF_DATA = "{/* data */}"
 
@@ -80,7 +81,7 @@ def _entry(program: Program, instr: Instr, structural: bool) -> dict[str, Any]:
         "name": instr.name,
         "op": instr.op,
         "type": "" if instr.type is None else str(instr.type),
-        "domain": instr.domain.value,
+        "domain": _domain(instr, structural).value,
         "structural": structural,
         "module": instr.module,
         "origin": instr.record.origin,
@@ -91,9 +92,17 @@ def _entry(program: Program, instr: Instr, structural: bool) -> dict[str, Any]:
     }
 
 
+def _domain(instr: Instr, structural: bool) -> Domain:
+    """The domain of a value; several results of one op share that of the graph they describe."""
+    several = isinstance(instr.type, TupleType)
+    return Domain.STRUCTURE if structural and several else instr.domain
+
+
 def _line(instr: Instr) -> str:
     """The line of the text form; inputs, which share the first line there, have their own."""
-    return f"{instr.name}: {instr.type} = input()" if instr.op == "input" else format_instr(instr)
+    if instr.op == "input":
+        return f"{instr.name}: {instr.type} = input()"
+    return format_return(instr) if instr.op == "return" else format_instr(instr)
 
 
 def _constants(instr: Instr) -> list[list[str]]:

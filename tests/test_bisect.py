@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch_geometric.nn import GCN
 
 import gnnfx
 from gnnfx import api
+from gnnfx.bisect import compare
 from gnnfx.errors import InputError
 from gnnfx.history import record
 from gnnfx.ir.program import Program
@@ -16,7 +18,7 @@ from gnnfx.ir.rewriter import Rewriter
 from gnnfx.ir.text import dump
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 from gnnfx.pipeline import float_passes
-from tests.models import graph, make
+from tests.models import IN, OUT, graph, make
 
 
 class DoubleFirstRelu(Pass):
@@ -105,17 +107,9 @@ def test_finds_the_wrong_pass_and_its_first_value(wrong_pass: None, policy: str)
     assert columns[3].index("WRONG") == columns[0].index("double-first-relu")
 
 
-def test_a_wrong_trace_is_told_from_a_wrong_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make("gcn")
-    real = api.trace
-
-    def from_another_model(_: torch.nn.Module, *args: object) -> object:
-        torch.manual_seed(5)
-        other = make("gcn")
-        torch.nn.init.normal_(other.convs[0].lin.weight)
-        return real(other, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(api, "trace", from_another_model)
-    culprit = gnnfx.bisect(model, "fp32", graph(40, 200)).culprit
+def test_a_wrong_trace_is_told_from_a_wrong_pass() -> None:
+    torch.manual_seed(0)
+    model, other = GCN(IN, 16, 2, OUT), GCN(IN, 16, 2, OUT)
+    culprit = compare(record(other, "fp32", graph(40, 200)), model).culprit
     assert culprit is not None
     assert culprit.label == "trace"
