@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,20 +120,28 @@ def _serve(width: int, height: int, scheme: str) -> None:
         QTimer.singleShot(milliseconds, loop.quit)
         loop.exec()
 
+    def answer(start: Callable[[Callable[[Any], None]], object]) -> Any:
+        """What `start` hands to the function it is given, now or later."""
+        loop, answers = QEventLoop(), list[Any]()
+
+        def take(value: Any) -> None:
+            answers.append(value)
+            loop.quit()
+
+        start(take)
+        if not answers:
+            loop.exec()
+        return answers[0]
+
     def load(path: str) -> bool:
-        loop, results = QEventLoop(), []
-        page.loadFinished.connect(lambda ok: (results.append(ok), loop.quit()))
         page.load(QUrl.fromLocalFile(path))
-        loop.exec()
+        loaded = bool(answer(page.loadFinished.connect))
         wait(200)
         view.focusProxy().setFocus()
-        return bool(results[0])
+        return loaded
 
     def js(expression: str) -> Any:
-        loop, results = QEventLoop(), []
-        page.runJavaScript(expression, lambda value: (results.append(value), loop.quit()))
-        loop.exec()
-        return results[0]
+        return answer(lambda take: page.runJavaScript(expression, take))
 
     def move(x: float, y: float) -> None:
         QTest.mouseMove(view.focusProxy(), QPoint(int(x), int(y)))
@@ -154,9 +163,9 @@ def _serve(width: int, height: int, scheme: str) -> None:
 
     def shoot(path: str) -> bool:
         wait(400)
-        return view.grab().save(path)
+        return bool(view.grab().save(path))
 
-    commands = {
+    commands: dict[str, Callable[..., Any]] = {
         "load": load,
         "js": js,
         "move": move,

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from gnnfx.ir.patterns import is_param
 from gnnfx.ir.program import Instr, Program, codes_of, set_record
-from gnnfx.ir.types import Dim, Domain, Record, TensorType
+from gnnfx.ir.types import Dim, Domain, IntType, Record, TensorType
 
 _INDEX_ARG = {
     "gather": "index",
@@ -103,14 +103,20 @@ def axis_domains(program: Program) -> dict[Dim, Domain]:
             rows = instr.arg.shape[0] if instr.arg.shape else None
         elif instr.op.startswith(("scatter", "aten.scatter", "aten.index_add")):
             rows = instr.shape[0]
-        elif instr.op == "compress" and isinstance(instr.args["num_dst"], Instr):
-            rows = instr.args["num_dst"].type.value
+        elif instr.op == "compress":
+            rows = _size(instr.args["num_dst"])
         pools = kinds.get(index.shape[0]) is Domain.NODE
         if not pools:
             kinds.setdefault(index.shape[0], Domain.EDGE)
         if isinstance(rows, str):
             kinds.setdefault(rows, Domain.GRAPH if pools else Domain.NODE)
     return kinds
+
+
+def _size(value: Any) -> Dim | None:
+    """The printable size behind an integer argument, or None for a constant."""
+    type_ = value.type if isinstance(value, Instr) else None
+    return type_.value if isinstance(type_, IntType) else None
 
 
 def structure_values(program: Program, kinds: dict[Dim, Domain]) -> set[str]:
