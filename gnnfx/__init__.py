@@ -9,6 +9,7 @@ from gnnfx.api import optimize
 from gnnfx.artifact import load, save
 from gnnfx.backend.module import OptimizedModule
 from gnnfx.backend.prepared import PreparedModule
+from gnnfx.bisect import bisect
 from gnnfx.finetune import finetune
 from gnnfx.policy import Policy, Quantize
 from gnnfx.prepare import convert, prepare
@@ -22,6 +23,7 @@ __all__ = [
     "Quantize",
     "Report",
     "Training",
+    "bisect",
     "convert",
     "errors",
     "finetune",

@@ -24,7 +24,7 @@ from gnnfx.errors import (
 from gnnfx.frontend.signature import as_call, flatten, input_name
 from gnnfx.frontend.trace import Traced, frozen_copy, trace
 from gnnfx.ir.program import Program
-from gnnfx.pass_manager import PassContext, PassManager
+from gnnfx.pass_manager import AfterEach, PassContext, PassManager
 from gnnfx.pipeline import FLOAT_FACTS, float_passes, lower_passes, observe_passes, quantize_passes
 from gnnfx.policy import Policy, as_policy
 from gnnfx.report import Report
@@ -56,32 +56,55 @@ def optimize(
     can mend, TraceError if nothing of a model that shall be quantized can be captured,
     MismatchError if the program does not compute what the model computes.
     """
-    chosen = as_policy(policy)
-    ctx = PassContext(chosen)
-    args = None if example_inputs is None else as_tuple(example_inputs)
-    name = policy if isinstance(policy, str) else "custom"
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    ctx = PassContext(as_policy(policy))
+    name = policy if isinstance(policy, str) else "custom"
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     try:
-        traced = trace(model, args, example_kwargs)
+        traced = capture(model, ctx, example_inputs, example_kwargs)
     except TraceError as error:
-        if chosen.quantize is not None:
+        if ctx.policy.quantize is not None:
             raise
         return KeptModel(frozen_copy(model), Report.of_kept(name, before, str(error)))
-    if args is not None or example_kwargs is not None:
-        ctx.densities = _densities(flatten(traced.example))
-    program = PassManager(float_passes()).run(traced.program, ctx)
-    if chosen.quantize is not None:
-        verify_outputs(model, traced, program)
-        program = _quantize(program, ctx, traced, calibration)
-    program = PassManager(lower_passes(), FLOAT_FACTS).run(program, ctx)
-    if chosen.quantize is None:
-        verify_outputs(model, traced, program)
+    program = run_passes(model, traced, ctx, calibration)
     report = Report.of(name, before, program, ctx.remarks, traced.kept)
     # A graph that takes a branch which was not captured runs as the model would run it.
     eager = frozen_copy(model) if any(program.find("assume")) else None
     return OptimizedModule(Call.of(traced), program, report, eager)
+
+
+def capture(
+    model: nn.Module,
+    ctx: PassContext,
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: dict[str, Any] | None = None,
+) -> Traced:
+    """The traced program, its inputs described in `ctx`."""
+    args = None if example_inputs is None else as_tuple(example_inputs)
+    traced = trace(model, args, example_kwargs)
+    if args is not None or example_kwargs is not None:
+        ctx.densities = _densities(flatten(traced.example))
+    return traced
+
+
+def run_passes(
+    model: nn.Module,
+    traced: Traced,
+    ctx: PassContext,
+    calibration: Iterable[Any] | None = None,
+    after_each: AfterEach | None = None,
+) -> Program:
+    """The program after all passes of the policy in `ctx`, compared with `model` while float."""
+    program = PassManager(float_passes()).run(traced.program, ctx, after_each=after_each)
+    if ctx.policy.quantize is not None:
+        verify_outputs(model, traced, program)
+        program = _quantize(program, ctx, traced, calibration, after_each)
+    lower = PassManager(lower_passes(), FLOAT_FACTS)
+    program = lower.run(program, ctx, after_each=after_each)
+    if ctx.policy.quantize is None:
+        verify_outputs(model, traced, program)
+    return program
 
 
 def _densities(leaves: dict[str, Any]) -> dict[str, float]:
@@ -99,17 +122,23 @@ def as_tuple(example_inputs: Any) -> tuple[Any, ...]:
 
 
 def _quantize(
-    program: Program, ctx: PassContext, traced: Traced, calibration: Iterable[Any] | None
+    program: Program,
+    ctx: PassContext,
+    traced: Traced,
+    calibration: Iterable[Any] | None,
+    after_each: AfterEach | None,
 ) -> Program:
     assert ctx.policy.quantize is not None
-    program = PassManager(observe_passes(), FLOAT_FACTS).run(program, ctx)
+    observe = PassManager(observe_passes(), FLOAT_FACTS)
+    program = observe.run(program, ctx, after_each=after_each)
     if not any(program.find("observe")):
         reasons = "; ".join(f"{r.module or r.instr}: {r.text}" for r in ctx.remarks if not r.done)
         raise PolicyError(f"the policy would quantize nothing in this model: {reasons}")
     if calibration is not None:
         samples = (_leaves(traced, sample, n) for n, sample in enumerate(_listed(calibration)))
         ctx.ranges = calibrate(program, samples, ctx.policy.quantize)
-    return PassManager(quantize_passes(), FLOAT_FACTS | {"observed"}).run(program, ctx)
+    quantize = PassManager(quantize_passes(), FLOAT_FACTS | {"observed"})
+    return quantize.run(program, ctx, after_each=after_each)
 
 
 def _listed(calibration: Any) -> Iterable[Any]:

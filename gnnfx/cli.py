@@ -13,6 +13,7 @@ from rich.console import Console
 
 from gnnfx import artifact, artifact_commands
 from gnnfx import demo as demo_module
+from gnnfx import dump as dump_module
 from gnnfx import qat as qat_module
 from gnnfx.errors import GnnfxError, InputError, PolicyError
 
@@ -149,3 +150,21 @@ def qat(
             console=Console(stderr=True),
         )
     Console().print(qat_module.table(outcomes))
+
+
+@app.command()
+def dump(
+    source: Annotated[
+        str, typer.Argument(help="file.py:function; it returns a model or (model, inputs).")
+    ],
+    policy: Annotated[str, typer.Option(help="fp32, int8 or int4.")] = "fp32",
+    after: Annotated[
+        str | None, typer.Option(help="Stop after this pass; name#2 is its second run.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page to look at here.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for the text after each pass.")] = None,
+) -> None:
+    """Show the program that gnnfx makes of a model."""
+    with _errors_shown():
+        text = dump_module.run(source, policy=policy, after=after, html_to=html, folder=to)
+    typer.echo(text, nl=False)

@@ -80,6 +80,9 @@ class Pass(abc.ABC):
         """The program after this pass."""
 
 
+AfterEach = Callable[[Pass, Program, Program], None]  # the pass, the program before and after it
+
+
 class PassManager:
     """Runs an ordered list of passes; raises ValueError if a pass lacks what it needs."""
 
@@ -97,7 +100,7 @@ class PassManager:
         ctx: PassContext,
         *,
         dump_to: Path | None = None,
-        after_each: Callable[[Pass, Program, Program], None] | None = None,
+        after_each: AfterEach | None = None,
     ) -> Program:
         """Apply every pass; with `dump_to`, write the text after each into that folder."""
         for number, pass_ in enumerate(self.passes):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gnnfx.ir.op import Cost, Impl, OpDef, register
+from gnnfx.kernels.csr import num_bytes
 
 
 def reference(
@@ -51,7 +52,7 @@ def cost(
 ) -> Cost:
     """A multiply-add for each row, input and output channel; everything moves once."""
     outputs = x.shape[0] * weight.shape[0]
-    read = sum(t.nbytes for t in (x, weight, bias, residual) if t is not None)
+    read = num_bytes(x, weight, bias, residual)
     return Cost(2 * outputs * x.shape[1], read + 4 * outputs)
 
 

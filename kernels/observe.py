@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gnnfx.ir.op import Cost, OpDef, register
+from gnnfx.kernels.csr import num_bytes
 
 
 def reference(
@@ -28,7 +29,7 @@ def fake(x: Tensor, name: str, rank: Tensor | None = None, owner: Tensor | None 
 
 def cost(x: Tensor, name: str, rank: Tensor | None = None, owner: Tensor | None = None) -> Cost:
     """A copy, as ops do not return their inputs."""
-    return Cost(0, 2 * x.nbytes)
+    return Cost(0, 2 * num_bytes(x))
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:

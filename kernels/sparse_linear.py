@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from gnnfx.ir.op import Cost, OpDef, register
+from gnnfx.kernels.csr import num_bytes
 from gnnfx.kernels.launch import numba_impl
 
 
@@ -35,8 +36,7 @@ def fake(x: Tensor, weight_t: Tensor, bias: Tensor | None = None) -> Tensor:
 def cost(x: Tensor, weight_t: Tensor, bias: Tensor | None = None) -> Cost:
     """Reading x finds its zeros; what they save depends on the values and is not counted."""
     outputs = x.shape[0] * weight_t.shape[1]
-    bias_bytes = bias.nbytes if bias is not None else 0
-    return Cost(2 * outputs * x.shape[1], x.nbytes + weight_t.nbytes + bias_bytes + 4 * outputs)
+    return Cost(2 * outputs * x.shape[1], num_bytes(x, weight_t, bias) + 4 * outputs)
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

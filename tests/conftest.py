@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,25 @@ _SENTINEL = 0x5B  # odd and large: as a count, an index or a code it is wrong wh
 
 def _poison(memory: Tensor) -> Tensor:
     return memory.fill_(math.nan if memory.is_floating_point() else _SENTINEL)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares a text with the file of that name in tests/golden/, or rewrites the file."""
+
+    def check(name: str, text: str) -> None:
+        file = Path(__file__).parent / "golden" / f"{name}.txt"
+        if request.config.getoption("--update-golden"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+        assert file.is_file(), f"no {file.name} in tests/golden/; run with --update-golden"
+        assert text == file.read_text()
+
+    return check
 
 
 @pytest.fixture

@@ -25,9 +25,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.backend",),
     ("gnnfx.pipeline", "gnnfx.artifact"),
     ("gnnfx.api",),
-    ("gnnfx.prepare", "gnnfx.finetune"),
+    ("gnnfx.prepare", "gnnfx.finetune", "gnnfx.history"),
+    ("gnnfx.bisect", "gnnfx.html"),
     ("gnnfx",),
-    ("gnnfx.demo", "gnnfx.artifact_commands"),
+    ("gnnfx.demo", "gnnfx.artifact_commands", "gnnfx.dump"),
     ("gnnfx.qat",),
     ("gnnfx.cli",),
 )

@@ -61,6 +61,11 @@ def test_every_package_is_listed() -> None:
     assert set(tool["packages"]) == expected
 
 
+def test_every_file_that_is_not_python_is_listed() -> None:
+    files = {path.name for path in (ROOT / "gnnfx").glob("*.*") if path.suffix != ".py"}
+    assert set(project()["tool"]["setuptools"]["package-data"]["gnnfx"]) == files
+
+
 @pytest.mark.parametrize("folder", ["passes", "kernels"])
 def test_folders_are_flat(folder: str) -> None:
     assert [path for path in (ROOT / folder).rglob("*.py") if path.parent != ROOT / folder] == []

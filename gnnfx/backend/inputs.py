@@ -41,7 +41,7 @@ class Inputs:
         if tuple(inputs) != call.arguments:
             raise InputError(
                 f"the example was called with arguments {list(call.arguments)}, this call has "
-                f"{list(inputs)}; expected an example of the way it is called"
+                f"{list(inputs)}; optimize the model with an example of each way to call it"
             )
         given = flatten(inputs)
         missing = [name for name in (*call.leaves, *call.constants) if name not in given]

@@ -5,7 +5,8 @@ that are not self-loops) keep the symbol they were traced with.  Domains come fr
 
 - structure: reaches from index inputs and edge-weight inputs alone, without parameters;
 - edge, node, graph: the first axis is the length of an index, the rows an index selects or
-  scatters into, or the rows that a node-long index (a batch vector) scatters into.
+  scatters into (once fused: the rows of its CSR form), or the rows that a node-long index (a
+  batch vector) scatters into.
 """
 
 from __future__ import annotations
@@ -165,12 +166,20 @@ def axis_domains(program: Program) -> dict[Dim, Domain]:
             rows = instr.arg.shape[0] if instr.arg.shape else None
         elif instr.op.startswith(("scatter", "aten.scatter", "aten.index_add")):
             rows = instr.shape[0]
+        elif instr.op == "compress":
+            rows = _size(instr.args["num_dst"])
         pools = kinds.get(index.shape[0]) is Domain.NODE
         if not pools:
             kinds.setdefault(index.shape[0], Domain.EDGE)
         if isinstance(rows, str):
             kinds.setdefault(rows, Domain.GRAPH if pools else Domain.NODE)
     return kinds
+
+
+def _size(value: Any) -> Dim | None:
+    """The printable size behind an integer argument, or None for a constant."""
+    type_ = value.type if isinstance(value, Instr) else None
+    return type_.value if isinstance(type_, IntType) else None
 
 
 def structure_values(program: Program, kinds: dict[Dim, Domain]) -> set[str]:

@@ -271,6 +271,12 @@ class Program:
             copies[node].name = node.name
         return replace(self, graph=graph, tensors=dict(self.tensors), axes=dict(self.axes))
 
+    def to_networkx(self) -> Any:
+        """A `networkx.DiGraph` of this program, see `gnnfx.ir.graph`."""
+        from gnnfx.ir.graph import to_networkx
+
+        return to_networkx(self)
+
     def module(self) -> fx.GraphModule:
         """A runnable module over this program's graph and tensors."""
         used = {n.target for n in self.graph.nodes if n.op == "get_attr"}

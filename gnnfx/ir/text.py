@@ -44,7 +44,7 @@ def dump(program: Program) -> str:
     lines = [f"program {program.name}({inputs})"]
     for instr in program.instrs:
         if instr.op == "return":
-            lines.append(f"  return {_format(instr.node.args[0])}")
+            lines.append(f"  {format_return(instr)}")
         elif instr.op != "input":
             lines.append(f"  {format_instr(instr)}")
     return "\n".join(lines) + "\n"
@@ -59,6 +59,11 @@ def format_instr(instr: Instr) -> str:
     parts = [_format(a) for a in instr.node.args]
     parts += [f"{k}={_format(v)}" for k, v in instr.node.kwargs.items()]
     return f"{head}{instr.op}({', '.join(parts)}){comment}"
+
+
+def format_return(instr: Instr) -> str:
+    """The last line of the text form."""
+    return f"return {_format(instr.node.args[0])}"
 
 
 def _format(value: Any) -> str:
