@@ -52,14 +52,17 @@ def optimize(
     args = None if example_inputs is None else _as_tuple(example_inputs)
     traced = trace(model, args, example_kwargs)
     if args is not None or example_kwargs is not None:
-        ctx.densities = _densities(flatten(traced.example))
+        leaves = flatten(traced.example)
+        ctx.densities = _densities(leaves)
+        ctx.example = tuple(leaves[name] for name in traced.leaves)
+    ctx.gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     program = PassManager(float_passes()).run(traced.program, ctx)
     if chosen.quantize is not None:
-        _verify_outputs(model, traced, program)
+        _verify_outputs(model, traced, program, ctx.masks)
         program = _quantize(program, ctx, traced, calibration)
     program = PassManager(lower_passes(), FLOAT_FACTS).run(program, ctx)
     if chosen.quantize is None:
-        _verify_outputs(model, traced, program)
+        _verify_outputs(model, traced, program, ctx.masks)
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     name = policy if isinstance(policy, str) else "custom"
     return OptimizedModule(traced, program, Report.of(name, before, program, ctx.remarks))
@@ -121,9 +124,14 @@ def _leaves(traced: Traced, sample: Any, number: int) -> tuple[Any, ...]:
     return tuple(given[name] for name in traced.leaves)
 
 
-def _verify_outputs(model: nn.Module, traced: Traced, program: Program) -> None:
-    """Compare a float program with the model on two small graphs of the example's kind."""
+def _verify_outputs(
+    model: nn.Module, traced: Traced, program: Program, masks: dict[str, Tensor]
+) -> None:
+    """Compare a float program with the masked model on two small graphs of the example's kind."""
     eager = frozen_copy(model)
+    for name, tensor in {**dict(eager.named_parameters()), **dict(eager.named_buffers())}.items():
+        if name in masks:
+            tensor.mul_(masks[name])
     for sizes in (TRACE_SIZES, CHECK_SIZES):
         leaves = resize(flatten(traced.example), sizes)
         inputs = unflatten(traced.example, leaves)

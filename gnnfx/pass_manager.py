@@ -7,7 +7,9 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.text import dump
@@ -40,11 +42,17 @@ class PassContext:
 
     ranges: observed (lowest, highest) of each observed value, by observer name.
     densities: share of values that are not zero in each input of the user's example.
+    example: inputs of the program from the user's example, or None if there was none.
+    gradients: gradients that the user's model holds, by parameter name.
+    masks: which values of each pruned tensor stay, by tensor name.
     """
 
     policy: Policy = field(default_factory=Policy)
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     densities: dict[str, float] = field(default_factory=dict)
+    example: tuple[Any, ...] | None = None
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
     pass_name: str = ""
 

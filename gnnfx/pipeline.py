@@ -16,19 +16,30 @@ from gnnfx.passes.fuse_epilogue import FuseEpilogue
 from gnnfx.passes.fuse_requantize import FuseRequantize
 from gnnfx.passes.insert_observers import InsertObservers
 from gnnfx.passes.lower_linear import LowerLinear
+from gnnfx.passes.prune import Prune
+from gnnfx.passes.prune_channels import PruneChannels
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
 from gnnfx.passes.separate_norm import SeparateNorm
 
 
-def float_passes() -> list[Pass]:
-    """From traced ATen to fused float message passing."""
+def raise_passes() -> list[Pass]:
+    """From traced ATen to float message passing, layer by layer as in the model."""
     return [
         Canonicalize(),
         RaiseMessagePassing(),
         EliminateCommonSubexpressions(),
         Canonicalize(),
+    ]
+
+
+def float_passes() -> list[Pass]:
+    """From traced ATen to pruned and fused float message passing."""
+    return [
+        *raise_passes(),
+        Prune(),
+        PruneChannels(),
         FoldBatchNorm(),
         FoldAttentionScores(),
         FoldConstants(),

@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.errors", "gnnfx.measure"),
     ("gnnfx.ir",),
     ("gnnfx.policy", "gnnfx.graph_cache"),
-    ("gnnfx.observers",),
+    ("gnnfx.observers", "gnnfx.pruning"),
     ("gnnfx.kernels",),
     ("gnnfx.pass_manager",),
     ("gnnfx.passes",),
