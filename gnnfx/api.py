@@ -55,7 +55,8 @@ def optimize(
         leaves = flatten(traced.example)
         ctx.densities = _densities(leaves)
         ctx.example = tuple(leaves[name] for name in traced.leaves)
-    ctx.gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    named = model.named_parameters(remove_duplicate=False)
+    ctx.gradients = {name: p.grad for name, p in named if p.grad is not None}
     program = PassManager(float_passes()).run(traced.program, ctx)
     if chosen.quantize is not None:
         _verify_outputs(model, traced, program, ctx.masks)
@@ -129,9 +130,10 @@ def _verify_outputs(
 ) -> None:
     """Compare a float program with the masked model on two small graphs of the example's kind."""
     eager = frozen_copy(model)
-    for name, tensor in {**dict(eager.named_parameters()), **dict(eager.named_buffers())}.items():
-        if name in masks:
-            tensor.mul_(masks[name])
+    for named in (eager.named_parameters, eager.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            if name in masks:
+                tensor.mul_(masks[name])
     for sizes in (TRACE_SIZES, CHECK_SIZES):
         leaves = resize(flatten(traced.example), sizes)
         inputs = unflatten(traced.example, leaves)

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.frontend", "gnnfx.report", "gnnfx.calibrate"),
     ("gnnfx.backend",),
     ("gnnfx.pipeline",),
-    ("gnnfx.api",),
+    ("gnnfx.api", "gnnfx.pruner"),
     ("gnnfx",),
     ("gnnfx.demo",),
     ("gnnfx.cli",),

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import networkx as nx
 from rich.table import Table
-from torch import Tensor
 
 import gnnfx.pruning.shape_rules  # noqa: F401  (declares its rules)
 from gnnfx.ir.patterns import is_param
@@ -128,7 +127,10 @@ def find_groups(program: Program) -> Groups:
 def _followed(flow: Flow, instr: Instr, program: Program) -> Layout | list[Layout]:
     """The layout of one value; what no rule follows stays as wide as it is."""
     if instr.op == "param":
-        return _param(flow, instr, program.tensor(instr))
+        layout = flow.fresh(instr.shape, zero=True)
+        if not program.tensor(instr).is_floating_point():
+            flow.freeze(layout, range(len(layout.axes)), "belongs to a tensor of integers")
+        return layout
     if instr.op == "getitem":
         found = flow.layouts.get(instr.arg.name)
         if isinstance(found, list):
@@ -154,16 +156,6 @@ def _followed(flow: Flow, instr: Instr, program: Program) -> Layout | list[Layou
     return flow.layouts[instr.name]
 
 
-def _param(flow: Flow, instr: Instr, tensor: Tensor) -> Layout:
-    """Channels of a tensor of the model; one that is used under two names has one layout."""
-    key = f"{tensor.data_ptr()} {tuple(tensor.shape)} {tensor.stride()}"
-    if tensor.numel() == 0 or key not in flow.layouts:
-        flow.layouts[key] = flow.fresh(instr.shape, zero=True)
-        if not tensor.is_floating_point():
-            _keep_all(flow, instr, "belongs to a tensor of integers", layout=key)
-    return flow.of_name(key)
-
-
 def _normal(flow: Flow, layout: Layout) -> Layout:
     """An axis that a rule narrowed to one channel keeps it, as axes of size 1 have no labels."""
     for dim, labels in enumerate(layout.axes):
@@ -173,8 +165,8 @@ def _normal(flow: Flow, layout: Layout) -> Layout:
     return layout
 
 
-def _keep_all(flow: Flow, instr: Instr, reason: str, layout: str | None = None) -> None:
-    found = flow.layouts.get(layout or instr.name, [])
+def _keep_all(flow: Flow, instr: Instr, reason: str) -> None:
+    found = flow.layouts.get(instr.name, [])
     for one in found if isinstance(found, list) else [found]:
         flow.freeze(one, range(len(one.axes)), reason)
 

@@ -44,9 +44,8 @@ def select_units(
 
     share: how much of the ratio is due, for schedules.  One unit of a group always stays.
     """
-    groups_of_kind = [g for g in groups if g.kind == prune.units]
-    ratios = _ratios({g: _makers(g) for g in groups_of_kind}, prune)
-    for group in groups_of_kind:
+    ratios = group_ratios(groups, prune)
+    for group in ratios:
         if group.kept is not None:
             yield group, group.kept
             continue
@@ -61,7 +60,7 @@ def select_units(
 
 def select_weights(names: list[str], prune: Prune, evidence: Evidence, share: float = 1.0) -> Masks:
     """Masks of the weight matrices `names` that are False on the weights that go."""
-    ratios = _ratios({name: [name] for name in names}, prune)
+    ratios = weight_ratios(names, prune)
     scores = {name: weight_scores(name, prune, evidence) for name in names}
     if prune.method == "fine-grained":
         return {n: keep_largest(s, _count(ratios[n] * share, s.numel())) for n, s in scores.items()}
@@ -75,6 +74,16 @@ def select_weights(names: list[str], prune: Prune, evidence: Evidence, share: fl
         parts = kept.split([scores[n].numel() for n in rest])
         masks |= {n: part.view_as(scores[n]) for n, part in zip(rest, parts, strict=True)}
     return masks
+
+
+def group_ratios(groups: Groups, prune: Prune) -> dict[Group, float]:
+    """The ratio of each group of the policy's kind; PolicyError for overrides that match none."""
+    return _ratios({g: _makers(g) for g in groups if g.kind == prune.units}, prune)
+
+
+def weight_ratios(names: Iterable[str], prune: Prune) -> dict[str, float]:
+    """The ratio of each weight matrix; PolicyError for overrides that match none."""
+    return _ratios({name: [name] for name in names}, prune)
 
 
 def keep_largest(scores: Tensor, drop: int) -> Tensor:

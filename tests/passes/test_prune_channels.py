@@ -61,7 +61,7 @@ program heads(x: f32[N, 3], src: i64[E], dst: i64[E])
 
 
 def linear_net(body: str, width: int = 4, extra: str = "") -> str:
-    """A linear layer of 4 channels `h`, `body`, and a linear layer of `z`, which is `width` wide."""
+    """A linear layer that makes `h`, `body`, and a linear layer of `z`, which is `width` wide."""
     return (
         "program net(x: f32[N, 3], src: i64[E], dst: i64[E])\n"
         "  w: f32[4, 3] = param('w')\n  b: f32[4] = param('b')\n"
