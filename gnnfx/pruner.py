@@ -29,6 +29,7 @@ from gnnfx.pipeline import FLOAT_FACTS, raise_passes
 from gnnfx.policy import Policy, Prune
 from gnnfx.pruning.aggregation import passed_on
 from gnnfx.pruning.criteria import Evidence, group_lasso
+from gnnfx.pruning.flops import Flops, count_flops
 from gnnfx.pruning.groups import find_groups
 from gnnfx.pruning.masks import Masks, unit_masks
 from gnnfx.pruning.schedule import share_due
@@ -106,6 +107,14 @@ class Pruner:
         program = PassManager([PruneChannels()], FLOAT_FACTS).run(program, ctx)
         return _trainable(program, self._traced, self.model)
 
+    def flops(self) -> Flops:
+        """Operations of one forward pass on the example, zero weights left out."""
+        return count_flops(self._program, self._example(), self._tensors())
+
+    def _example(self) -> tuple[Any, ...]:
+        leaves = flatten(self._traced.example)
+        return tuple(leaves[name] for name in self._traced.leaves)
+
     def _tensors(self) -> dict[str, Tensor]:
         """The model's tensors as they are now; constants of the program where it has none."""
         named = dict(self.model.named_parameters(remove_duplicate=False))
@@ -121,10 +130,8 @@ class Pruner:
         gradients = {n: t.grad for n, t in tensors.items() if t.is_leaf and t.grad is not None}
         measured = {}
         if self.prune.criterion == "aggregation":
-            leaves = flatten(self._traced.example)
-            inputs = tuple(leaves[name] for name in self._traced.leaves)
             current = replace(self._program, tensors=self._copies())
-            measured = passed_on(current, self.groups, inputs)
+            measured = passed_on(current, self.groups, self._example())
         generator = torch.Generator().manual_seed(self.prune.seed)
         evidence = Evidence(tensors, gradients, measured, generator)
         if self.prune.method != "structured":

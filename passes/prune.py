@@ -11,6 +11,7 @@ together with everything else that belongs to channels 1 and 3.  Nothing gets sm
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from gnnfx.errors import PolicyError
 from gnnfx.ir.program import Instr, Program
@@ -22,6 +23,7 @@ from gnnfx.pruning.criteria import Evidence
 from gnnfx.pruning.groups import INPUT, OUTPUT, Groups, find_groups
 from gnnfx.pruning.masks import Masks, unit_masks
 from gnnfx.pruning.select import select_units, select_weights, weight_matrices
+from gnnfx.pruning.storage import pack, packed_bytes
 
 
 class Prune(Pass):
@@ -42,8 +44,9 @@ class Prune(Pass):
                 weight_matrices(program), policy, _evidence(program, policy, ctx)
             )
             for name, mask in masks.items():
-                share = 1 - float(mask.float().mean())
-                ctx.did(params[name].users[0], f"{share:.0%} of {name} set to zero")
+                share, size = 1 - float(mask.float().mean()), _stored(program.tensors[name] * mask)
+                text = f"{share:.0%} of {name} set to zero, stored in {size:,} bytes, run dense"
+                ctx.did(params[name].users[0], text)
         rewriter = Rewriter(program, self.name)
         for instr in rewriter.program.instrs:
             if instr.op == "param" and instr.param in masks:
@@ -85,3 +88,7 @@ def _evidence(
         measured = passed_on(program, groups, ctx.example)
     generator = torch.Generator().manual_seed(policy.seed)
     return Evidence(program.tensors, ctx.gradients, measured, generator)
+
+
+def _stored(tensor: Tensor) -> int:
+    return packed_bytes(pack(tensor))

@@ -53,7 +53,7 @@ def select_units(
         if isinstance(scores, str):
             yield group, scores
             continue
-        count = min(_count(ratios[group] * share, len(group.units)), len(group.units) - 1)
+        count = min(count_of(ratios[group] * share, len(group.units)), len(group.units) - 1)
         least = torch.argsort(scores, stable=True)[:count].tolist()
         yield group, [group.units[i] for i in least]
 
@@ -63,14 +63,18 @@ def select_weights(names: list[str], prune: Prune, evidence: Evidence, share: fl
     ratios = weight_ratios(names, prune)
     scores = {name: weight_scores(name, prune, evidence) for name in names}
     if prune.method == "fine-grained":
-        return {n: keep_largest(s, _count(ratios[n] * share, s.numel())) for n, s in scores.items()}
+        return {
+            n: keep_largest(s, count_of(ratios[n] * share, s.numel())) for n, s in scores.items()
+        }
     # A weight whose layer has a ratio of its own does not compete with the others.
     own = {n for n in names if ratios[n] != prune.ratio}
-    masks = {n: keep_largest(scores[n], _count(ratios[n] * share, scores[n].numel())) for n in own}
+    masks = {
+        n: keep_largest(scores[n], count_of(ratios[n] * share, scores[n].numel())) for n in own
+    }
     rest = [n for n in names if n not in own]
     if rest:
         joined = torch.cat([scores[n].flatten() for n in rest])
-        kept = keep_largest(joined, _count(prune.ratio * share, joined.numel()))
+        kept = keep_largest(joined, count_of(prune.ratio * share, joined.numel()))
         parts = kept.split([scores[n].numel() for n in rest])
         masks |= {n: part.view_as(scores[n]) for n, part in zip(rest, parts, strict=True)}
     return masks
@@ -93,7 +97,8 @@ def keep_largest(scores: Tensor, drop: int) -> Tensor:
     return mask.view(scores.shape)
 
 
-def _count(ratio: float, total: int) -> int:
+def count_of(ratio: float, total: int) -> int:
+    """How many of `total` a ratio stands for."""
     # 0.3 * 10 is 2.999... in floating point.
     return int(ratio * total + 1e-6)
 

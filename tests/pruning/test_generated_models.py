@@ -7,6 +7,7 @@ in random order.  The first examples run always; all of them with GNNFX_EXAMPLES
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 import torch_geometric.nn as pyg
@@ -27,7 +28,7 @@ from tests.models import IN, graph
 
 EXAMPLES = int(os.environ.get("GNNFX_EXAMPLES", "12"))
 
-CONVS = {
+CONVS: dict[str, Callable[[int, int], nn.Module]] = {
     "gcn": lambda i, o: pyg.GCNConv(i, o),
     "sage": lambda i, o: pyg.SAGEConv(i, o, aggr="max"),
     "gin": lambda i, o: pyg.GINConv(pyg.MLP([i, 6, o])),
@@ -38,7 +39,7 @@ CONVS = {
     "edge": lambda i, o: pyg.EdgeConv(nn.Linear(2 * i, o)),
     "cheb": lambda i, o: pyg.ChebConv(i, o, 2),
 }
-NORMS = {
+NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda width: nn.Identity(),
     "batch": lambda width: nn.BatchNorm1d(width),
     "batch-plain": lambda width: nn.BatchNorm1d(width, affine=False),
@@ -90,7 +91,7 @@ class Generated(nn.Module):
         super().__init__()
         widths = [IN, *(8 if jump == "max" else width for *_, width in blocks)]
         self.blocks = nn.ModuleList(
-            Block(*kinds, widths[n], widths[n + 1]) for n, (*kinds, _) in enumerate(blocks)
+            Block(*block[:4], widths[n], widths[n + 1]) for n, block in enumerate(blocks)
         )
         self.jump = jump
         self.out = nn.Linear(sum(widths[1:]) if jump == "cat" else widths[-1], 3)
