@@ -20,6 +20,7 @@ from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 from gnnfx.pruning.groups import Groups, find_groups, value_key
 from gnnfx.pruning.masks import sliced, zero_units
+from gnnfx.pruning.shape_rules import split_sizes
 
 _SIZES = {
     "aten.view.default": "size",
@@ -97,11 +98,15 @@ def _shrink(rewriter: Rewriter, alive: _Alive, instr: Instr) -> None:
     elif instr.op == "aten.select.int":
         if mask := alive(instr.arg, args["dim"]):
             rewriter.set_arg(instr, "index", sum(mask[: args["index"] % len(mask)]))
-    elif instr.op == "aten.split_with_sizes.default":
+    elif instr.op in ("aten.split_with_sizes.default", "aten.split.Tensor"):
         if mask := alive(instr.arg, args["dim"]):
-            ends = list(accumulate(args["split_sizes"]))
-            kept = [sum(mask[e - s : e]) for s, e in zip(args["split_sizes"], ends, strict=True)]
-            rewriter.set_arg(instr, "split_sizes", kept)
+            sizes = split_sizes(instr)
+            ends = list(accumulate(sizes))
+            kept = [sum(mask[e - s : e]) for s, e in zip(sizes, ends, strict=True)]
+            operands = (instr.arg, sizes, args["dim"])
+            split = rewriter.insert(instr, "aten.split_with_sizes.default", *operands)
+            rewriter.set_arg(split, "split_sizes", kept)
+            rewriter.replace(instr, split)
     elif instr.op in ("aten.mean.dim", "aten.mean.default"):
         dims = args.get("dim") or range(len(instr.arg.shape))
         share = 1.0

@@ -96,11 +96,11 @@ class Groups:
         return table
 
     def to_networkx(self) -> nx.Graph:
-        """Groups and tensors, with an edge where a group is a width of a tensor."""
+        """Groups by number and tensors by name, joined where a group is a width of a tensor."""
         drawing = nx.Graph()
-        for group in self.groups:
-            key = (group.name, group.kind)
-            drawing.add_node(key, bipartite=0, units=len(group.units), kept=group.kept)
+        for key, group in enumerate(self.groups):
+            facts = {"kind": group.kind, "units": len(group.units), "kept": group.kept}
+            drawing.add_node(key, bipartite=0, **facts)
             for tensor, axis, _ in group.units[0].slices:
                 drawing.add_node(tensor, bipartite=1)
                 drawing.add_edge(key, tensor, axis=axis)
@@ -201,10 +201,15 @@ def _collect(program: Program, flow: Flow) -> Groups:
         signature = (frozenset(places[label]), kept.get(label), label in heads)
         members.setdefault(signature, []).append(Unit(label, parts))
     groups = [
-        Group(_name(units[0], program), "heads" if head else "channels", tuple(units), reason)
+        Group(_name(units[0], program), "heads" if head else "channels", _ordered(units), reason)
         for (_, reason, head), units in members.items()
     ]
     return Groups(tuple(groups), values, depends, statistics, _norm_tensors(program, "weight"))
+
+
+def _ordered(units: list[Unit]) -> tuple[Unit, ...]:
+    """Units by their positions in the first tensor."""
+    return tuple(sorted(units, key=lambda unit: unit.slices[0][2]))
 
 
 def _norm_tensors(program: Program, *roles: str) -> frozenset[str]:

@@ -162,12 +162,23 @@ def _stack(flow: Flow, instr: Instr) -> Layout:
     return Layout((*axes[:dim], new, *axes[dim:]), (*zero[:dim], False, *zero[dim:]))
 
 
-@rule("aten.split_with_sizes.default")
+def split_sizes(split: Instr) -> list[int]:
+    """The widths of the pieces of a `split`, which names them all or the one of most of them."""
+    args = split.args
+    sizes = args["split_sizes"] if "split_sizes" in args else args["split_size"]
+    if isinstance(sizes, int):
+        total = int(split.arg.shape[split.args["dim"]])
+        return [min(sizes, total - start) for start in range(0, total, sizes)]
+    return list(sizes)
+
+
+@rule("aten.split_with_sizes.default", "aten.split.Tensor")
 def _split(flow: Flow, instr: Instr) -> list[Layout]:
-    x, sizes = flow.of(instr.arg), instr.args["split_sizes"]
+    x = flow.of(instr.arg)
     dim = instr.args["dim"] % len(x.axes)
     if (labels := x.axes[dim]) is None:
         raise Unfollowed("splits rows")
+    sizes = split_sizes(instr)
     ends = list(itertools.accumulate(sizes))
     pieces = [labels[end - size : end] for size, end in zip(sizes, ends, strict=True)]
     return [x.replace(dim, piece, x.zero[dim]) for piece in pieces]

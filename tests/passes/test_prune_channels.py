@@ -111,6 +111,11 @@ FOLLOWED = {
         "  z: f32[N, 2] = aten.mul.Tensor(i, j)\n",
         width=2,
     ),
+    "chunks": linear_net(
+        "  t: (f32[N, 2], f32[N, 2]) = aten.split.Tensor(h, 2, 1)\n"
+        "  i: f32[N, 2] = getitem(t, 0)\n  j: f32[N, 2] = getitem(t, 1)\n"
+        "  z: f32[N, 4] = aten.cat.default([j, i], 1)\n"
+    ),
     "vector-norm": linear_net(
         "  m: f32[N, 1] = aten.linalg_vector_norm.default(h, 2.0, [-1], True)\n"
         "  e: f32[N, 4] = aten.expand.default(m, [n, 4])\n"
