@@ -88,14 +88,14 @@ class Prune:
 class Policy:
     """A request to `gnnfx.optimize`.
 
-    prune: what to remove first, or None to keep every weight.
     quantize: how to quantize, or None to keep float32.
     skip: module paths (fnmatch patterns, e.g. 'convs.0*') that stay float32.
+    prune: what to remove before that, or None to keep every weight.
     """
 
     quantize: Quantize | None = None
-    prune: Prune | None = None
     skip: tuple[str, ...] = field(default=())
+    prune: Prune | None = None
 
 
 PRESETS: dict[str, Policy] = {
