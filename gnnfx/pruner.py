@@ -86,7 +86,7 @@ class Pruner:
         tensors = self._tensors()
         with torch.no_grad():
             for name, mask in self.masks.items():
-                tensors[name].mul_(mask)
+                tensors[name].masked_fill_(~mask, 0.0)
 
     def penalty(self) -> Tensor:
         """Sum of the norms of all channels and heads: add a multiple of it to the loss.

@@ -21,7 +21,7 @@ from gnnfx.policy import Prune as PrunePolicy
 from gnnfx.pruning.aggregation import passed_on
 from gnnfx.pruning.criteria import Evidence
 from gnnfx.pruning.groups import INPUT, OUTPUT, Groups, find_groups
-from gnnfx.pruning.masks import Masks, unit_masks
+from gnnfx.pruning.masks import Masks, masked, unit_masks
 from gnnfx.pruning.select import select_units, select_weights, weight_matrices
 from gnnfx.pruning.storage import pack, packed_bytes
 
@@ -44,14 +44,17 @@ class Prune(Pass):
                 weight_matrices(program), policy, _evidence(program, policy, ctx)
             )
             for name, mask in masks.items():
-                share, size = 1 - float(mask.float().mean()), _stored(program.tensors[name] * mask)
+                share, size = (
+                    1 - float(mask.float().mean()),
+                    _stored(masked(program.tensors[name], mask)),
+                )
                 text = f"{share:.0%} of {name} set to zero, stored in {size:,} bytes, run dense"
                 ctx.did(params[name].users[0], text)
         rewriter = Rewriter(program, self.name)
         for instr in rewriter.program.instrs:
             if instr.op == "param" and instr.param in masks:
-                masked = program.tensor(instr) * masks[instr.param]
-                rewriter.set_tensor(instr, masked)
+                kept = masked(program.tensor(instr), masks[instr.param])
+                rewriter.set_tensor(instr, kept)
         ctx.masks |= masks
         return rewriter.finish()
 

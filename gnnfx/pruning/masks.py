@@ -26,6 +26,11 @@ def unit_masks(groups: Groups, units: Iterable[Unit], tensors: Mapping[str, Tens
     return masks
 
 
+def masked(tensor: Tensor, mask: Tensor) -> Tensor:
+    """`tensor` with zeros where `mask` is False; a product would leave negative zeros there."""
+    return tensor.masked_fill(~mask, 0.0)
+
+
 def zero_units(groups: Groups, tensors: Mapping[str, Tensor]) -> dict[Group, list[Unit]]:
     """The units of each group that can be removed whose weights are all zero.
 

@@ -113,7 +113,7 @@ class SparseTraining:
         """Weights that are not there stay zero, and momentum must not gather for them."""
         with torch.no_grad():
             for name, weight in self.weights.items():
-                weight.mul_(self.masks[name])
+                weight.masked_fill_(~self.masks[name], 0.0)
                 self._reset_state(weight, changed=~self.masks[name])
 
     def _random_mask(self, weight: Tensor, density: float) -> Tensor:

@@ -65,7 +65,7 @@ class Admm:
         masks = {name: _mask(w.detach(), self.ratio) for name, w in self.weights.items()}
         with torch.no_grad():
             for name, mask in masks.items():
-                self.weights[name].mul_(mask)
+                self.weights[name].masked_fill_(~mask, 0.0)
         return masks
 
 

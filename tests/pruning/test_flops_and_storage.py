@@ -89,6 +89,15 @@ def test_state_dicts_are_saved_as_tensors(tmp_path: object) -> None:
     assert all(torch.equal(back[name], state[name]) for name in state)
 
 
+def test_masked_weights_need_little_storage() -> None:
+    model = make("gcn")
+    pruner = Pruner(model, Prune(ratio=0.75, method="fine-grained"), graph(30, 100))
+    pruner.step()
+    weight = model.get_parameter("convs.0.lin.weight")
+    # A quarter of 320 values, one bit for each place, and the shape.
+    assert packed_bytes(pack(weight)) == 80 * 4 + 320 // 8 + 2 * 4
+
+
 def test_other_parts_are_an_error() -> None:
     with pytest.raises(InputError, match=r"expected a packed tensor, got the parts \['bits'\]"):
         unpack({"bits": torch.zeros(1)})
