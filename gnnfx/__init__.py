@@ -11,8 +11,9 @@ from gnnfx.backend.module import OptimizedModule
 from gnnfx.backend.prepared import PreparedModule
 from gnnfx.bisect import bisect
 from gnnfx.finetune import finetune
-from gnnfx.policy import Policy, Quantize
+from gnnfx.policy import Policy, Prune, Quantize
 from gnnfx.prepare import convert, prepare
+from gnnfx.pruner import Pruner
 from gnnfx.report import Report
 from gnnfx.training_policy import Training
 
@@ -20,6 +21,8 @@ __all__ = [
     "OptimizedModule",
     "Policy",
     "PreparedModule",
+    "Prune",
+    "Pruner",
     "Quantize",
     "Report",
     "Training",

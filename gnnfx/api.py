@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -84,7 +84,11 @@ def capture(
     args = None if example_inputs is None else as_tuple(example_inputs)
     traced = trace(model, args, example_kwargs)
     if args is not None or example_kwargs is not None:
-        ctx.densities = _densities(flatten(traced.example))
+        leaves = flatten(traced.example)
+        ctx.densities = _densities(leaves)
+        ctx.example = tuple(leaves[name] for name in traced.leaves)
+    named = model.named_parameters(remove_duplicate=False)
+    ctx.gradients = {name: p.grad for name, p in named if p.grad is not None}
     return traced
 
 
@@ -98,12 +102,12 @@ def run_passes(
     """The program after all passes of the policy in `ctx`, compared with `model` while float."""
     program = PassManager(float_passes()).run(traced.program, ctx, after_each=after_each)
     if ctx.policy.quantize is not None:
-        verify_outputs(model, traced, program)
+        verify_outputs(model, traced, program, ctx.masks)
         program = _quantize(program, ctx, traced, calibration, after_each)
     lower = PassManager(lower_passes(), FLOAT_FACTS)
     program = lower.run(program, ctx, after_each=after_each)
     if ctx.policy.quantize is None:
-        verify_outputs(model, traced, program)
+        verify_outputs(model, traced, program, ctx.masks)
     return program
 
 
@@ -170,9 +174,15 @@ def _leaves(traced: Traced, sample: Any, number: int) -> tuple[Any, ...]:
     return tuple(given[name] for name in traced.leaves)
 
 
-def verify_outputs(model: nn.Module, traced: Traced, program: Program) -> None:
-    """Compare a float program with the model on graphs of several sizes."""
+def verify_outputs(
+    model: nn.Module, traced: Traced, program: Program, masks: Mapping[str, Tensor] | None = None
+) -> None:
+    """Compare a float program with the model, masked, on graphs of several sizes."""
     eager = frozen_copy(model)
+    for named in (eager.named_parameters, eager.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            if masks and name in masks:
+                tensor.mul_(masks[name])
     for inputs in traced.checks:
         leaves = flatten(inputs)
         with torch.no_grad():

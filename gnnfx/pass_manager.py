@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -44,6 +44,9 @@ class PassContext:
     qparams: scale and zero point of each observed value that training has found, by observer name.
     weight_scales: step of each output channel [O] that training has found, by weight name.
     densities: share of values that are not zero in each input of the user's example.
+    example: inputs of the program from the user's example, or None if there was none.
+    gradients: gradients that the user's model holds, by parameter name.
+    masks: which values of each pruned tensor stay, by tensor name.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -51,6 +54,9 @@ class PassContext:
     qparams: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     weight_scales: dict[str, Tensor] = field(default_factory=dict)
     densities: dict[str, float] = field(default_factory=dict)
+    example: tuple[Any, ...] | None = None
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
     pass_name: str = ""
 

@@ -18,6 +18,8 @@ from gnnfx.passes.insert_observers import InsertObservers
 from gnnfx.passes.lower_linear import LowerLinear
 from gnnfx.passes.observe_as_paper import ObserveAsPaper
 from gnnfx.passes.protect_nodes import ProtectNodes
+from gnnfx.passes.prune import Prune
+from gnnfx.passes.prune_channels import PruneChannels
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
@@ -25,13 +27,22 @@ from gnnfx.passes.separate_norm import SeparateNorm
 from gnnfx.policy import Policy
 
 
-def float_passes() -> list[Pass]:
-    """From traced ATen to fused float message passing."""
+def raise_passes() -> list[Pass]:
+    """From traced ATen to float message passing, layer by layer as in the model."""
     return [
         Canonicalize(),
         RaiseMessagePassing(),
         EliminateCommonSubexpressions(),
         Canonicalize(),
+    ]
+
+
+def float_passes() -> list[Pass]:
+    """From traced ATen to pruned and fused float message passing."""
+    return [
+        *raise_passes(),
+        Prune(),
+        PruneChannels(),
         FoldBatchNorm(),
         FoldAttentionScores(),
         FoldConstants(),

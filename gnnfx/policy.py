@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -43,15 +44,64 @@ class Quantize:
 
 
 @dataclass(frozen=True, slots=True)
+class Prune:
+    """Removal of weights, or of whole channels or heads.
+
+    ratio: share of the channels (heads, weights) of each layer that goes.
+    method: 'structured' removes channels or heads and leaves smaller layers; 'fine-grained' zeroes
+        the weights of each layer that matter least, 'global' those of the whole model.
+    criterion: what matters: norms of weights, gradient times weight, scales of batch norms, or
+        what aggregation passes on in an example graph.
+    units: what 'structured' counts and removes.
+    overrides: other ratios by pattern (fnmatch) of the layer or its weight, the last match wins.
+    schedule: how a Pruner reaches the ratio: at once at step `end`, in equal parts, or cubically.
+    begin, end, every: the steps of a schedule's first, last and each further increase.
+    """
+
+    ratio: float = 0.5
+    method: Literal["structured", "fine-grained", "global"] = "structured"
+    criterion: Literal["l1", "l2", "taylor", "batch-norm", "aggregation", "random"] = "l2"
+    units: Literal["channels", "heads"] = "channels"
+    overrides: Mapping[str, float] = field(default_factory=dict)
+    schedule: Literal["one-shot", "iterative", "cubic"] = "one-shot"
+    begin: int = 0
+    end: int = 0
+    every: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check("method", self.method, ("structured", "fine-grained", "global"))
+        criteria = ("l1", "l2", "taylor", "batch-norm", "aggregation", "random")
+        _check("criterion", self.criterion, criteria)
+        _check("units", self.units, ("channels", "heads"))
+        _check("schedule", self.schedule, ("one-shot", "iterative", "cubic"))
+        for name, ratio in {"ratio": self.ratio, **self.overrides}.items():
+            if not 0.0 <= ratio < 1.0:
+                raise PolicyError(f"{name} must lie in [0, 1), got {ratio}")
+        if self.method != "structured" and self.criterion in ("batch-norm", "aggregation"):
+            raise PolicyError(
+                f"criterion {self.criterion!r} scores channels; with method {self.method!r} "
+                f"expected 'l1', 'l2', 'taylor' or 'random'"
+            )
+        if not 0 <= self.begin <= self.end or self.every < 1:
+            raise PolicyError(
+                f"expected 0 <= begin <= end and every >= 1, got begin={self.begin}, "
+                f"end={self.end}, every={self.every}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A request to `gnnfx.optimize`.
 
     quantize: how to quantize, or None to keep float32.
     skip: module paths (fnmatch patterns, e.g. 'convs.0*') that stay float32.
+    prune: what to remove before that, or None to keep every weight.
     """
 
     quantize: Quantize | None = None
     skip: tuple[str, ...] = field(default=())
+    prune: Prune | None = None
 
 
 # Degree-Quant's runs clip gradients, take percentiles as ranges and protect nodes of high degree.

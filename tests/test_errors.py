@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import gnnfx
-from gnnfx.errors import CalibrationError, GnnfxError, InputError, PolicyError, TraceError
+from gnnfx.errors import CalibrationError, GnnfxError, InputError, PolicyError
 from tests.models import graph, make
 
 
@@ -70,13 +70,6 @@ class Opaque(nn.Module):
         return self.lin(x) * weather
 
 
-class Branch(nn.Module):
-    """Control flow on the values of a tensor, which no single graph can hold."""
-
-    def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
-        return x + 1 if float(x.sum()) > 0 else x - 1
-
-
 class Dense(nn.Module):
     """Too small a layer on float input, and nothing else."""
 
@@ -98,11 +91,6 @@ OPTIMIZE: dict[str, tuple[Callable[[], Any], type[GnnfxError], str]] = {
     "percentile": (lambda: gnnfx.Quantize(percentile=2.0), PolicyError, "(0.5, 1], got 2.0"),
     "model": (lambda: gnnfx.optimize(3), InputError, "must be a torch.nn.Module, got int"),  # type: ignore[arg-type]
     "unmakeable": (lambda: gnnfx.optimize(Opaque()), InputError, "cannot make argument 'weather'"),
-    "branch": (
-        lambda: gnnfx.optimize(Branch(), "fp32", (X, E)),
-        TraceError,
-        "torch.export could not capture Branch",
-    ),
     "nothing-to-do": (
         lambda: gnnfx.optimize(Dense(), "int8", (X, E)),
         PolicyError,

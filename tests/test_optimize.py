@@ -204,3 +204,17 @@ def test_copies_are_independent() -> None:
     with torch.no_grad():
         next(iter(twin.state_dict().values())).zero_()
     assert not torch.equal(twin(*inputs), module(*inputs))
+
+
+class Branch(torch.nn.Module):
+    """Control flow on the values of a tensor."""
+
+    def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+        return x + 1 if bool((x[edge_index[0]] > 0).all()) else x - 1
+
+
+def test_both_branches_of_a_model_that_looks_at_its_data() -> None:
+    x, edge_index = torch.rand(6, 3) + 1, torch.randint(6, (2, 9))
+    opt = gnnfx.optimize(Branch(), "fp32", (x, edge_index))
+    assert torch.equal(opt(x, edge_index), x + 1)
+    assert torch.equal(opt(-x, edge_index), -x - 1)

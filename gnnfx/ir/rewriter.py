@@ -48,6 +48,11 @@ class Rewriter:
             node = self.program.graph.get_attr(unique)
         return self._finish_node(node, user.module)
 
+    def set_tensor(self, instr: Instr, tensor: Tensor) -> None:
+        """Give the tensor behind a `param` instruction other values or another shape."""
+        self.program.tensors[instr.param] = tensor
+        self._changed = True
+
     def replace(self, old: Instr, new: Instr) -> None:
         """Let every user of `old` use `new` instead."""
         if old.node is new.node:

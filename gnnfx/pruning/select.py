@@ -1,0 +1,125 @@
+"""Which channels, heads or weights go: the least important share of each layer, or of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from gnnfx.errors import PolicyError
+from gnnfx.ir.patterns import is_param
+from gnnfx.ir.program import Program
+from gnnfx.policy import Prune
+from gnnfx.pruning.criteria import Evidence, unit_scores, weight_scores
+from gnnfx.pruning.groups import Group, Groups, Unit
+from gnnfx.pruning.masks import Masks
+
+_Item = TypeVar("_Item")
+_MATRICES = {
+    "aten.linear.default": ("weight",),
+    "aten.mm.default": ("self", "mat2"),
+    "aten.matmul.default": ("self", "other"),
+    "aten.addmm.default": ("mat1", "mat2"),
+}
+
+
+def weight_matrices(program: Program) -> list[str]:
+    """Names of the tensors that a program multiplies features with, biases excluded."""
+    found = [
+        operand.param
+        for instr in program.find(*_MATRICES)
+        for name in _MATRICES[instr.op]
+        if is_param(operand := instr.args[name])
+    ]
+    return list(dict.fromkeys(found))
+
+
+def select_units(
+    groups: Groups, prune: Prune, evidence: Evidence, share: float = 1.0
+) -> Iterator[tuple[Group, list[Unit] | str]]:
+    """For each group the units that go, or why none does.
+
+    share: how much of the ratio is due, for schedules.  One unit of a group always stays.
+    """
+    ratios = group_ratios(groups, prune)
+    for group in ratios:
+        if group.kept is not None:
+            yield group, group.kept
+            continue
+        scores = unit_scores(groups, group, prune, evidence)
+        if isinstance(scores, str):
+            yield group, scores
+            continue
+        count = min(count_of(ratios[group] * share, len(group.units)), len(group.units) - 1)
+        least = torch.argsort(scores, stable=True)[:count].tolist()
+        yield group, [group.units[i] for i in least]
+
+
+def select_weights(names: list[str], prune: Prune, evidence: Evidence, share: float = 1.0) -> Masks:
+    """Masks of the weight matrices `names` that are False on the weights that go."""
+    ratios = weight_ratios(names, prune)
+    scores = {name: weight_scores(name, prune, evidence) for name in names}
+    if prune.method == "fine-grained":
+        return {
+            n: keep_largest(s, count_of(ratios[n] * share, s.numel())) for n, s in scores.items()
+        }
+    # A weight whose layer has a ratio of its own does not compete with the others.
+    own = {n for n in names if ratios[n] != prune.ratio}
+    masks = {
+        n: keep_largest(scores[n], count_of(ratios[n] * share, scores[n].numel())) for n in own
+    }
+    rest = [n for n in names if n not in own]
+    if rest:
+        joined = torch.cat([scores[n].flatten() for n in rest])
+        kept = keep_largest(joined, count_of(prune.ratio * share, joined.numel()))
+        parts = kept.split([scores[n].numel() for n in rest])
+        masks |= {n: part.view_as(scores[n]) for n, part in zip(rest, parts, strict=True)}
+    return masks
+
+
+def group_ratios(groups: Groups, prune: Prune) -> dict[Group, float]:
+    """The ratio of each group of the policy's kind; PolicyError for overrides that match none."""
+    return _ratios({g: _makers(g) for g in groups if g.kind == prune.units}, prune)
+
+
+def weight_ratios(names: Iterable[str], prune: Prune) -> dict[str, float]:
+    """The ratio of each weight matrix; PolicyError for overrides that match none."""
+    return _ratios({name: [name] for name in names}, prune)
+
+
+def keep_largest(scores: Tensor, drop: int) -> Tensor:
+    """A mask of the shape of `scores` that is False on the `drop` smallest of them."""
+    mask = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
+    mask[torch.argsort(scores.flatten(), stable=True)[:drop]] = False
+    return mask.view(scores.shape)
+
+
+def count_of(ratio: float, total: int) -> int:
+    """How many of `total` a ratio stands for."""
+    # 0.3 * 10 is 2.999... in floating point.
+    return int(ratio * total + 1e-6)
+
+
+def _makers(group: Group) -> list[str]:
+    """The tensors that make the channels of `group` rather than read them."""
+    rows = [name for name, axis, _ in group.units[0].slices if axis == 0]
+    return list(dict.fromkeys([group.name, *rows]))
+
+
+def _ratios(tensors: dict[_Item, list[str]], prune: Prune) -> dict[_Item, float]:
+    """The ratio of each item with the given tensors; every pattern must match one."""
+    ratios = dict.fromkeys(tensors, prune.ratio)
+    for pattern, ratio in prune.overrides.items():
+        matched = [item for item, names in tensors.items() if _matches(names, pattern)]
+        if not matched:
+            known = sorted({name for names in tensors.values() for name in names})
+            raise PolicyError(f"overrides: {pattern!r} matches none of {known}")
+        ratios.update(dict.fromkeys(matched, ratio))
+    return ratios
+
+
+def _matches(names: Iterable[str], pattern: str) -> bool:
+    return any(fnmatch(n, pattern) or fnmatch(n.rpartition(".")[0], pattern) for n in names)

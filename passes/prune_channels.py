@@ -1,0 +1,141 @@
+"""Remove channels and heads whose weights are all zero, and shrink everything they pass through.
+
+    w: f32[4, 20] = param('w')            # rows 1 and 3 are zero, as are entries 1 and 3 of b
+    h: f32[N, 4] = aten.linear.default(x, w, b)
+    g: f32[N, 2, 2] = aten.view.default(h, [-1, 2, 2])
+  becomes
+    w: f32[2, 20] = param('w')
+    h: f32[N, 2] = aten.linear.default(x, w, b)
+    g: f32[N, 2, 1] = aten.view.default(h, [-1, 2, 1])
+
+Results stay the same: what is averaged over channels still counts the removed ones.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from gnnfx.ir.program import Instr, Program
+from gnnfx.ir.rewriter import Rewriter
+from gnnfx.pass_manager import Numerics, Pass, PassContext
+from gnnfx.pruning.groups import Groups, find_groups, value_key
+from gnnfx.pruning.masks import sliced, zero_units
+from gnnfx.pruning.shape_rules import split_sizes
+
+_SIZES = {
+    "aten.view.default": "size",
+    "aten.reshape.default": "shape",
+    "aten._unsafe_view.default": "size",
+    "aten.expand.default": "size",
+    "aten.zeros.default": "size",
+    "aten.new_zeros.default": "size",
+    "aten.ones.default": "size",
+    "aten.new_ones.default": "size",
+    "aten.full.default": "size",
+    "aten.new_full.default": "size",
+    "aten.empty.memory_format": "size",
+    "aten.new_empty.default": "size",
+}
+
+
+class PruneChannels(Pass):
+    """Make every tensor as narrow as the channels that still do something."""
+
+    name = "prune-channels"
+    needs = frozenset({"canonical", "raised"})
+    numerics = Numerics.REORDERED
+
+    def run(self, program: Program, ctx: PassContext) -> Program:
+        if ctx.policy.prune is None:
+            return program
+        groups = find_groups(program)
+        dead = zero_units(groups, program.tensors)
+        gone = groups.removed_with({unit.label for units in dead.values() for unit in units})
+        rewriter = Rewriter(program, self.name)
+        alive = _Alive(groups, gone)
+        params = {i.param: i for i in rewriter.program.instrs if i.op == "param"}
+        for instr in rewriter.program.instrs:
+            _shrink(rewriter, alive, instr)
+        for group, units in dead.items():
+            total, user = len(group.units), params[group.name].users[0]
+            ctx.did(user, f"{len(units)} of {total} {group.kind} removed")
+        return rewriter.finish()
+
+
+class _Alive:
+    """Which positions along each axis stay."""
+
+    def __init__(self, groups: Groups, gone: set[int]) -> None:
+        self._groups = groups
+        self._gone = gone
+
+    def __call__(self, instr: Instr, dim: int) -> list[bool] | None:
+        """One truth value a channel; None where no channel goes."""
+        axes = self._groups.values.get(value_key(instr), ())
+        labels = axes[dim] if axes else None
+        if labels is None or self._gone.isdisjoint(labels):
+            return None
+        return [label not in self._gone for label in labels]
+
+
+def _shrink(rewriter: Rewriter, alive: _Alive, instr: Instr) -> None:
+    """Adapt one instruction to operands that lose channels."""
+    args = instr.args if instr.op.startswith("aten.") else {}
+    if instr.op == "param":
+        masks = [alive(instr, dim) for dim in range(len(instr.shape))]
+        if any(masks):
+            rewriter.set_tensor(instr, sliced(rewriter.program.tensor(instr), masks))
+    elif (name := _SIZES.get(instr.op)) is not None:
+        masks = [alive(instr, dim) for dim in range(len(instr.shape))]
+        if any(masks):
+            sizes = [s if m is None else sum(m) for s, m in zip(args[name], masks, strict=True)]
+            rewriter.set_arg(instr, name, sizes)
+    elif instr.op == "aten.slice.Tensor":
+        if mask := alive(instr.arg, args["dim"]):
+            start, end, _ = slice(args["start"], args["end"]).indices(len(mask))
+            rewriter.set_arg(instr, "start", sum(mask[:start]))
+            rewriter.set_arg(instr, "end", sum(mask[:end]))
+    elif instr.op == "aten.select.int":
+        if mask := alive(instr.arg, args["dim"]):
+            rewriter.set_arg(instr, "index", sum(mask[: args["index"] % len(mask)]))
+    elif instr.op in ("aten.split_with_sizes.default", "aten.split.Tensor"):
+        if mask := alive(instr.arg, args["dim"]):
+            sizes = split_sizes(instr)
+            ends = list(accumulate(sizes))
+            kept = [sum(mask[e - s : e]) for s, e in zip(sizes, ends, strict=True)]
+            operands = (instr.arg, sizes, args["dim"])
+            split = rewriter.insert(instr, "aten.split_with_sizes.default", *operands)
+            rewriter.set_arg(split, "split_sizes", kept)
+            rewriter.replace(instr, split)
+    elif instr.op in ("aten.mean.dim", "aten.mean.default"):
+        dims = args.get("dim") or range(len(instr.arg.shape))
+        share = 1.0
+        for dim in dims:
+            if mask := alive(instr.arg, dim):
+                share *= sum(mask) / len(mask)
+        if share != 1.0:
+            after = Instr(instr.node.next)
+            scaled = rewriter.insert(after, "aten.mul.Tensor", instr, share, like=instr)
+            rewriter.replace(instr, scaled)
+    elif instr.op == "aten.layer_norm.default" and (mask := alive(instr.arg, -1)):
+        rewriter.replace(instr, _layer_norm(rewriter, instr, sum(mask) / len(mask)))
+
+
+def _layer_norm(rewriter: Rewriter, norm: Instr, share: float) -> Instr:
+    """The norm over all channels of which a `share` is left and the others are zero."""
+    args, after = norm.args, Instr(norm.node.next)
+
+    def call(op: str, *operands: object) -> Instr:
+        return rewriter.insert(after, op, *operands, like=norm)
+
+    mean = call("aten.mul.Tensor", call("aten.mean.dim", norm.arg, [-1], True), share)
+    centered = call("aten.sub.Tensor", norm.arg, mean)
+    square = call("aten.mul.Tensor", centered, centered)
+    left = call("aten.mul.Tensor", call("aten.mean.dim", square, [-1], True), share)
+    removed = call("aten.mul.Tensor", call("aten.mul.Tensor", mean, mean), 1 - share)
+    variance = call("aten.add.Tensor", left, removed)
+    scale = call("aten.rsqrt.default", call("aten.add.Tensor", variance, args["eps"]))
+    value = call("aten.mul.Tensor", centered, scale)
+    if args["weight"] is not None:
+        value = call("aten.mul.Tensor", value, args["weight"])
+    return value if args["bias"] is None else call("aten.add.Tensor", value, args["bias"])
