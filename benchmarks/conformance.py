@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import copy
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -248,4 +247,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -160,11 +160,11 @@ class KeptModel(OptimizedModule):
         """Nothing is remembered of any graph."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> KeptModel:
-        nn.Module._apply(self, fn, recurse)  # type: ignore[no-untyped-call]
+        nn.Module._apply(self, fn, recurse)
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        nn.Module.__setstate__(self, state)  # type: ignore[no-untyped-call]
+        nn.Module.__setstate__(self, state)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__

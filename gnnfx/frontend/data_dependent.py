@@ -47,7 +47,7 @@ class _NumberLog(TorchDispatchMode):
     """Every number that an eager run reads from the values of its tensors, in order."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.numbers: list[int] = []
         self._seen: dict[tuple[str, int], Tensor] = {}
 
@@ -79,7 +79,8 @@ class _NumberLog(TorchDispatchMode):
 
 def numbers_of(run: Callable[[], Any]) -> list[int]:
     """The data-dependent numbers of one eager run."""
-    with _NumberLog() as log:
+    log = _NumberLog()
+    with log:
         run()
     return log.numbers
 
@@ -159,7 +160,7 @@ def _fixes_size(condition: Any, truths: set[sympy.Symbol]) -> bool:
     """Whether a condition gives a data-dependent number one value; a truth has but two."""
     if not isinstance(condition, sympy.Eq) or condition.free_symbols <= truths:
         return False
-    return condition.lhs.is_number or condition.rhs.is_number
+    return bool(condition.lhs.is_number or condition.rhs.is_number)
 
 
 def _asked_by_model() -> bool:

@@ -127,7 +127,7 @@ class SparseMatrix:
         row: Tensor,
         col: Tensor,
         value: Tensor,
-        size: tuple[Any, Any],
+        size: tuple[Any, ...],
         layout: torch.layout,
         coalesced: bool,
         ptr: Tensor | None = None,
@@ -415,11 +415,11 @@ class SparseAsEdges(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        made = {
+        made: dict[Any, Callable[..., Any]] = {
             torch.sparse_coo_tensor: _from_coo,
             torch.sparse_csr_tensor: _from_csr,
             torch.sparse_csc_tensor: _from_csc,
             Tensor.to_sparse: _dense_to_sparse,
             Tensor.to_sparse_coo: _dense_to_sparse,
-        }.get(func)
-        return (made or func)(*args, **(kwargs or {}))
+        }
+        return made.get(func, func)(*args, **(kwargs or {}))

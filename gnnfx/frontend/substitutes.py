@@ -83,8 +83,8 @@ def substituted(model: nn.Module) -> Iterator[None]:
     """Let PyG's modules and those of `model` see the replacements."""
     replacements: dict[int, Any] = {}
     for path, make in _SUBSTITUTES.items():
-        module, _, name = path.rpartition(".")
-        original = getattr(sys.modules.get(module), name, None)
+        home, _, name = path.rpartition(".")
+        original = getattr(sys.modules.get(home), name, None)
         if original is not None:
             replacements[id(original)] = make(original)
     own = {type(m).__module__ for m in model.modules()}

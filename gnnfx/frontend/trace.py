@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import sympy
@@ -192,7 +193,7 @@ def _capture(
         graphs = [example]
         if attempt.resize:
             graphs.append(resize(inputs, CHECK_SIZES, apart=attempt.apart))
-        runs = [submodule_calls(model, lambda g=g: _call(model, g)) for g in graphs]
+        runs = [submodule_calls(model, partial(_call, model, graph)) for graph in graphs]
         records = place_sites(body, list(kept), runs)
     adapter = _Adapter(body, example, tuple(dims))
     # The parts of a sparse matrix are views of it, which export would try to follow.

@@ -84,10 +84,11 @@ class _Same:
 
 def _made_from(node: fx.Node) -> tuple[Any, ...]:
     """What the type of `node` was, or would be, inferred from."""
-    args = torch.fx.node.map_aggregate(
-        (node.args, node.kwargs),
-        lambda a: _Same(a.meta.get("val")) if isinstance(a, fx.Node) else a,
-    )
+
+    def made(value: Any) -> Any:
+        return _Same(value.meta.get("val")) if isinstance(value, fx.Node) else value
+
+    args: Any = torch.fx.node.map_aggregate((node.args, node.kwargs), made)
     return node.op, node.target, args
 
 

@@ -10,7 +10,7 @@ the program, as its tensors do.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,15 +73,13 @@ def _dim(calls: Sequence[tuple[list[Tensor], list[int]]], found: list[int]) -> s
     if len(set(found)) == 1 and len(found) > 1:
         return str(found[0])
     tensors, sizes = calls[0]
-    places: list[tuple[str, Callable[[tuple[list[Tensor], list[int]]], int]]] = [
-        (f"t{i}.{d}", lambda call, i=i, d=d: call[0][i].shape[d])
-        for i, tensor in enumerate(tensors)
-        for d in range(tensor.dim())
-    ]
-    places += [(f"s{i}", lambda call, i=i: call[1][i]) for i in range(len(sizes))]
-    for name, size in places:
-        if [size(call) for call in calls] == found:
-            return name
+    for i, tensor in enumerate(tensors):
+        for dim in range(tensor.dim()):
+            if [int(given[i].shape[dim]) for given, _ in calls] == found:
+                return f"t{i}.{dim}"
+    for i in range(len(sizes)):
+        if [given[i] for _, given in calls] == found:
+            return f"s{i}"
     return str(found[0]) if len(found) == 1 else "?"
 
 

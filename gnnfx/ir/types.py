@@ -136,7 +136,7 @@ def wrong_size(expected: Sequence[ValueType], given: Sequence[Any]) -> tuple[int
     axes = {e: g for _, e, g in reversed(sizes) if isinstance(e, str) and e.isidentifier()}
     for position, size, found in sizes:
         if isinstance(size, int) or size in axes:
-            wanted = axes.get(size, size)
+            wanted = size if isinstance(size, int) else axes[size]
         elif all(name in axes for name in axis_names(size)):
             wanted = size_of(size, axes)
         else:
