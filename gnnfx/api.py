@@ -67,11 +67,26 @@ def optimize(
         if ctx.policy.quantize is not None:
             raise
         return KeptModel(frozen_copy(model), Report.of_kept(name, before, str(error)))
-    program = run_passes(model, traced, ctx, calibration)
+    try:
+        program = run_passes(model, traced, ctx, calibration)
+    except MismatchError:
+        reason = _capture_differs(model, traced)
+        if reason is None or ctx.policy.quantize is not None:
+            raise
+        return KeptModel(frozen_copy(model), Report.of_kept(name, before, reason))
     report = Report.of(name, before, program, ctx.remarks, traced.kept)
     # A graph that takes a branch which was not captured runs as the model would run it.
     eager = frozen_copy(model) if any(program.find("assume")) else None
     return OptimizedModule(Call.of(traced), program, report, eager)
+
+
+def _capture_differs(model: nn.Module, traced: Traced) -> str | None:
+    """How the captured program, before any pass, differs from the model, or None."""
+    try:
+        verify_outputs(model, traced, traced.program)
+    except MismatchError as error:
+        return f"capturing the model does not reproduce it: {error}"
+    return None
 
 
 def capture(

@@ -106,7 +106,8 @@ def _self_weight(value: Instr, x: Instr) -> Instr | None:
 
 def _mul(producer: Instr, other: Instr) -> dict[str, Any] | None:
     args = producer.args
-    scale = row_vector(other)
+    # A vector by itself would scale channels; a column scales rows.
+    scale = row_vector(other) if len(other.shape) == len(producer.shape) else None
     taken = ("row_scale", "bias", "residual", "self_weight")
     if scale is None or "row_scale" not in args or any(args.get(k) is not None for k in taken):
         return None

@@ -306,18 +306,23 @@ def _export(
             ) from error
 
 
+_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils")
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """torch.export warns about its own internals; none of that is the user's to act on."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _traced(

@@ -1,0 +1,140 @@
+"""Ways to call a model, and models that cannot be captured whole, against eager PyG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch_geometric.nn as pyg
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch_geometric import EdgeIndex
+from torch_geometric.data import Batch, Data
+from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
+
+import gnnfx
+
+N, E, SMALL = 20, 60, 7
+
+
+def graph(seed: int, nodes: int = N, edges: int = E) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(nodes, 16, generator=generator)
+    return x, torch.randint(nodes, (2, edges), generator=generator)
+
+
+def compare(model: nn.Module, example: tuple[Any, ...], *calls: tuple[Any, ...]) -> Any:
+    """Optimized and eager outputs are equal on the example and every other call."""
+    model.eval()
+    opt = gnnfx.optimize(model, "fp32", example)
+    for call in (example, *calls):
+        with torch.no_grad():
+            got, want = pytree.tree_leaves(opt(*call)), pytree.tree_leaves(model(*call))
+        for have, expected in zip(got, want, strict=True):
+            torch.testing.assert_close(have, expected, rtol=1e-5, atol=1e-5)
+    return opt
+
+
+MATRICES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "csr": lambda e, n: to_torch_csr_tensor(e, size=(n, n)),
+    "csc-transposed": lambda e, n: to_torch_csc_tensor(e, size=(n, n)).t(),
+    "coo": lambda e, n: to_torch_coo_tensor(e, size=(n, n)),
+}
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "gcn": lambda: pyg.GCNConv(16, 8),
+    "gat": lambda: pyg.GATConv(16, 4, heads=2),
+    "sage": lambda: pyg.SAGEConv(16, 8),
+    "sage-max": lambda: pyg.SAGEConv(16, 8, aggr="max"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Converting sparse tensor")
+@pytest.mark.filterwarnings("ignore:Sparse ")
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_sparse_adjacency(matrix: str, layer: str) -> None:
+    calls = [(x, MATRICES[matrix](e, len(x))) for x, e in (graph(0), graph(1, 9, 25))]
+    compare(LAYERS[layer](), *calls)
+
+
+def test_edge_index_that_knows_its_order() -> None:
+    x, e = graph(0)
+    index = EdgeIndex(e, sparse_size=(N, N)).sort_by("col")[0]
+    compare(pyg.GCN(16, 8, 2, 3), (x, index), (x, e))
+
+
+def test_bipartite() -> None:
+    x, e = graph(0)
+    e = torch.stack([e[0], e[1] % SMALL])
+    opt = compare(pyg.SAGEConv((16, 16), 8), ((x, torch.randn(SMALL, 16)), e))
+    wrong = e.clone()
+    wrong[1, 0] = SMALL
+    with pytest.raises(gnnfx.errors.InputError, match=r"holds node 7; expected 0 <= node < 7"):
+        opt((x, torch.randn(SMALL, 16)), wrong)
+    high = e.clone()
+    high[0, 0] = N - 1
+    with pytest.raises(gnnfx.errors.InputError, match=r"holds node 19; expected 0 <= node < 19"):
+        opt((x[: N - 1], torch.randn(SMALL, 16)), high)
+
+
+class OnData(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = pyg.GCNConv(16, 8)
+
+    def forward(self, data: Any) -> Tensor:
+        x = self.conv(data.x, data.edge_index).relu()
+        return pyg.global_mean_pool(x, data.batch)
+
+
+def test_batch_of_small_graphs() -> None:
+    def batch(*seeds: int) -> Any:
+        return Batch.from_data_list(
+            [Data(x=x, edge_index=e) for x, e in (graph(s, 5 + s, 9 + s) for s in seeds)]
+        )
+
+    compare(OnData(), (batch(0, 1, 2),), (batch(4, 3),))
+
+
+def test_relations() -> None:
+    types = torch.arange(E) % 3
+    x, e = graph(0)
+    compare(pyg.RGCNConv(16, 8, 3), (x, e, types), (*graph(1), types.flip(0)))
+    compare(
+        pyg.HEATConv(16, 16, 3, 3, 8, 5, 8, heads=2), (x, e, types[:N], types, torch.ones(E, 5))
+    )
+
+
+def test_heads_and_columns_of_equal_number() -> None:
+    x, e = graph(0, 8, 16)
+    compare(pyg.CGConv(16, batch_norm=True), (x, e), graph(1))
+
+
+def test_what_cannot_be_captured_is_kept_and_the_rest_is_not() -> None:
+    x, e = graph(0)
+    example = (x, e[:, e[1].argsort()])
+    opt = compare(pyg.SAGEConv(16, 8, aggr="lstm"), example)
+    ((path, reason),) = opt.report.kept
+    assert path == "aggr_module"
+    assert "LSTMAggregation" in reason
+    assert "kept" in opt.ir()
+    assert "aten.linear" in opt.ir() or "linear" in opt.ir()
+
+
+def test_a_model_of_which_nothing_can_be_captured_runs_as_it_is() -> None:
+    x = torch.randint(0, 3, (N,))
+    opt = compare(pyg.WLConv(), (x, graph(0)[1]))
+    ((path, reason),) = opt.report.kept
+    assert path == ""
+    assert "WLConv" in reason
+    assert "kept as it is" in str(opt.report)
+
+
+def test_the_length_of_a_vector_is_no_constant() -> None:
+    class Counts(nn.Module):
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return x[: len(x)] / len(edge_index[0])
+
+    compare(Counts(), graph(0), graph(1, 9, 25))
