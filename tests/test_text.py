@@ -39,9 +39,8 @@ def test_every_program_of_every_model(
 
     def collect(self: PassManager, program: Program, ctx: Any, **kwargs: Any) -> Program:
         made: list[Program] = []
-        result = run(
-            self, program, ctx, after_each=lambda _, before, after: made.append(after), **kwargs
-        )
+        kwargs["after_each"] = lambda _, before, after: made.append(after)
+        result = run(self, program, ctx, **kwargs)
         distinct = {id(p): p for p in [program, *made]}
         programs.extend((p, p is result) for p in distinct.values())
         return result

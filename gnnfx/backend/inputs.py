@@ -32,7 +32,8 @@ class Inputs:
         self._used_sizes = len(sizes)
         # The structure of a graph is good for features of as many rows as its indices were
         # compared with, so these counts are part of what a graph is known by.
-        self._sizes = tuple(dict.fromkeys([*sizes, *((b.rows, 0) for b in self._bounds)]))
+        counts = dict.fromkeys((b.rows, 0) for b in self._bounds)
+        self._sizes = (*sizes, *(count for count in counts if count not in sizes))
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The program's inputs; raises InputError for arguments that the example had otherwise."""
