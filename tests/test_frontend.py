@@ -86,7 +86,8 @@ class OnData(nn.Module):
 
     def forward(self, data: Any) -> Tensor:
         x = self.conv(data.x, data.edge_index).relu()
-        return pyg.global_mean_pool(x, data.batch)
+        pooled: Tensor = pyg.global_mean_pool(x, data.batch)
+        return pooled
 
 
 def test_batch_of_small_graphs() -> None:
