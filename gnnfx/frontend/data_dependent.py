@@ -90,6 +90,7 @@ class Assumptions:
 
     def __init__(self) -> None:
         self.by_model: set[str] = set()
+        self.truths: set[sympy.Symbol] = set()
 
     def matter(self, condition: sympy.Basic) -> bool:
         """Whether a graph might break `condition` and be served wrongly.
@@ -97,7 +98,7 @@ class Assumptions:
         Torch asks of every size whether it is 0 or 1, to choose between code that is equally right;
         only where the model itself asks does the answer matter.
         """
-        if str(condition) in self.by_model:
+        if str(condition) in self.by_model or condition.free_symbols & self.truths:
             return True
         symbols, numbers = condition.free_symbols, condition.atoms(sympy.Integer)
         return not (len(symbols) <= 1 and all(-1 <= int(n) <= 2 for n in numbers))
@@ -110,7 +111,7 @@ def decided_by(numbers: list[int]) -> Iterator[Assumptions]:
     order = iter(numbers)
     value_of: dict[sympy.Symbol, int] = {}
     asked: dict[int, int] = {}
-    truths: set[sympy.Symbol] = set()
+    truths = assumptions.truths
     originals = {name: getattr(ShapeEnv, name) for name in (*_CREATE, _ASSUME)}
     assume = originals[_ASSUME]
 

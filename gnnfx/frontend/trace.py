@@ -371,6 +371,8 @@ def _traced(
         copies[node].meta = {"val": node.meta.get("val")}
         record = Record(None, Domain.OTHER, _module_path(node))
         set_record(Instr(copies[node]), record)
+    if assumptions.by_model and not any(n.target is assume for n in graph.nodes):
+        raise TraceError(f"{name} branches on its data: {', '.join(assumptions.by_model)}")
     drop_dead(graph)
     kept = {n.target for n in graph.nodes if n.op == "get_attr"}
     program.tensors = {k: v for k, v in program.tensors.items() if k in kept}

@@ -51,7 +51,7 @@ def infer_anew(program: Program, node: fx.Node) -> Any:
     Sizes that the graph's contents decide keep the symbols they had: running the op again would
     make new symbols for the same sizes.
     """
-    made_from = _made_from(node)
+    made_from = _made_from(program, node)
     if "val" in node.meta and node.meta.get(_MADE_FROM) == made_from:
         return node.meta["val"]
     old = node.meta.get("val")
@@ -82,8 +82,10 @@ class _Same:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _made_from(node: fx.Node) -> tuple[Any, ...]:
+def _made_from(program: Program, node: fx.Node) -> tuple[Any, ...]:
     """What the type of `node` was, or would be, inferred from."""
+    if node.op == "get_attr":
+        return node.op, node.target, _Same(program.tensors.get(str(node.target)))
 
     def made(value: Any) -> Any:
         return _Same(value.meta.get("val")) if isinstance(value, fx.Node) else value
