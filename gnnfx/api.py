@@ -115,7 +115,7 @@ def run_passes(
     after_each: AfterEach | None = None,
 ) -> Program:
     """The program after all passes of the policy in `ctx`, compared with `model` while float."""
-    program = PassManager(float_passes()).run(traced.program, ctx, after_each=after_each)
+    program = PassManager(float_passes(ctx.policy)).run(traced.program, ctx, after_each=after_each)
     if ctx.policy.quantize is not None:
         verify_outputs(model, traced, program, ctx.masks)
         program = _quantize(program, ctx, traced, calibration, after_each)

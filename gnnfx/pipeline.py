@@ -37,12 +37,11 @@ def raise_passes() -> list[Pass]:
     ]
 
 
-def float_passes() -> list[Pass]:
+def float_passes(policy: Policy) -> list[Pass]:
     """From traced ATen to pruned and fused float message passing."""
     return [
         *raise_passes(),
-        Prune(),
-        PruneChannels(),
+        *([Prune(), PruneChannels()] if policy.prune is not None else []),
         FoldBatchNorm(),
         FoldAttentionScores(),
         FoldConstants(),

@@ -34,8 +34,8 @@ class Prune(Pass):
     numerics = Numerics.LOSSY
 
     def run(self, program: Program, ctx: PassContext) -> Program:
-        if (policy := ctx.policy.prune) is None:
-            return program
+        policy = ctx.policy.prune
+        assert policy is not None
         params = {i.param: i for i in program.instrs if i.op == "param"}
         if policy.method == "structured":
             masks = _mask_units(program, policy, ctx, params)

@@ -46,8 +46,6 @@ class PruneChannels(Pass):
     numerics = Numerics.REORDERED
 
     def run(self, program: Program, ctx: PassContext) -> Program:
-        if ctx.policy.prune is None:
-            return program
         groups = find_groups(program)
         dead = zero_units(groups, program.tensors)
         gone = groups.removed_with({unit.label for units in dead.values() for unit in units})

@@ -18,6 +18,7 @@ from gnnfx.ir.rewriter import Rewriter
 from gnnfx.ir.text import dump
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 from gnnfx.pipeline import float_passes
+from gnnfx.policy import PRESETS, Policy
 from tests.models import IN, OUT, graph, make
 
 
@@ -40,15 +41,19 @@ class DoubleFirstRelu(Pass):
 @pytest.fixture
 def wrong_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wrong pass runs third."""
-    passes = float_passes()
-    monkeypatch.setattr(api, "float_passes", lambda: [*passes[:2], DoubleFirstRelu(), *passes[2:]])
+
+    def passes(policy: Policy) -> list[Pass]:
+        first, second, *others = float_passes(policy)
+        return [first, second, DoubleFirstRelu(), *others]
+
+    monkeypatch.setattr(api, "float_passes", passes)
 
 
 def test_labels_number_the_runs_of_a_pass() -> None:
     history = record(make("gcn"), "fp32", graph(30, 90))
     labels = [step.label for step in history.steps]
     assert labels[:3] == ["trace", "canonicalize", "raise-message-passing"]
-    assert len(set(labels)) == len(labels) > len(float_passes())
+    assert len(set(labels)) == len(labels) > len(float_passes(PRESETS["fp32"]))
     assert "fuse-epilogue#3" in labels
     assert history.after("canonicalize#1") is history.after("canonicalize")
     assert history.after("fuse-epilogue#3").program is history.program

@@ -11,6 +11,7 @@ from torch import nn
 from gnnfx.history import record
 from gnnfx.ir.text import dump, parse
 from gnnfx.pipeline import float_passes
+from gnnfx.policy import PRESETS
 from tests.models import IN, OUT, graph
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -24,6 +25,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_program_after_the_float_passes(name: str, golden: Callable[[str, str], None]) -> None:
     history = record(MODELS[name](), "fp32", graph(40, 200))
-    text = dump(history.steps[len(float_passes())].program)
+    text = dump(history.steps[len(float_passes(PRESETS["fp32"]))].program)
     assert dump(parse(text)) == text
     golden(name, text)

@@ -17,7 +17,7 @@ from tests.models import NODE_MODELS, UGLY, graph, make
 @pytest.mark.parametrize("name", [n for n in NODE_MODELS if n != "gcn-cached"])
 def test_integer_model_equals_its_simulation(name: str, preset: str) -> None:
     ctx = PassContext(PRESETS[preset])
-    program = PassManager(float_passes()).run(trace(make(name)).program, ctx)
+    program = PassManager(float_passes(ctx.policy)).run(trace(make(name)).program, ctx)
     program = PassManager(observe_passes(), FLOAT_FACTS).run(program, ctx)
     assert ctx.policy.quantize is not None
     samples = [graph(300, 1500, seed=s) for s in range(2)]
