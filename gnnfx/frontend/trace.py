@@ -37,7 +37,7 @@ from gnnfx.frontend.signature import (
     unflatten,
 )
 from gnnfx.frontend.sparse import SparseAsEdges, stand_in
-from gnnfx.frontend.substitutes import substituted
+from gnnfx.frontend.substitutes import FillByCopy, substituted
 from gnnfx.frontend.symbolic_builtins import symbolic_builtins
 from gnnfx.ir.assume import assume
 from gnnfx.ir.infer import annotate
@@ -253,7 +253,7 @@ class _Adapter(nn.Module):
 
     def forward(self, values: list[Any]) -> Any:
         leaves = self.leaves | dict(zip(self.names, values, strict=True))
-        with SparseAsEdges():
+        with SparseAsEdges(), FillByCopy():
             return _call(self.model, unflatten(self.form, leaves, stand_in))
 
 
