@@ -139,3 +139,16 @@ def test_the_length_of_a_vector_is_no_constant() -> None:
             return x[: len(x)] / len(edge_index[0])
 
     compare(Counts(), graph(0), graph(1, 9, 25))
+
+
+def test_a_graph_that_a_layer_remembers_is_forgotten() -> None:
+    (x, e), (y, f) = graph(0), graph(1)
+    for make in (lambda **kw: pyg.GCNConv(16, 8, **kw), lambda **kw: pyg.SGConv(16, 8, K=2, **kw)):
+        torch.manual_seed(0)
+        model = make(cached=True).eval()
+        fresh = make(cached=False).eval()
+        fresh.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            model(x, e)
+            opt = gnnfx.optimize(model, "fp32", (x, e))
+            torch.testing.assert_close(opt(y, f), fresh(y, f), rtol=1e-5, atol=1e-5)
