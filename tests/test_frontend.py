@@ -59,6 +59,14 @@ def test_sparse_adjacency(matrix: str, layer: str) -> None:
     compare(LAYERS[layer](), *calls)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse ")
+def test_sparse_features() -> None:
+    """Beside an edge index, a sparse matrix holds features: nodes vary, channels do not."""
+    calls = [(x.relu().to_sparse(), e) for x, e in (graph(0), graph(1, 33, 70))]
+    for layer in (pyg.GCNConv(16, 8), pyg.EGConv(16, 8)):
+        assert compare(layer, *calls).report.kept == ()
+
+
 def test_edge_index_that_knows_its_order() -> None:
     x, e = graph(0)
     index = EdgeIndex(e, sparse_size=(N, N)).sort_by("col")[0]
