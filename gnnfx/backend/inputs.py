@@ -14,7 +14,14 @@ from gnnfx.backend.split import Split
 from gnnfx.errors import InputError
 from gnnfx.frontend.signature import flatten
 from gnnfx.ir.program import Instr, Program
-from gnnfx.ir.types import IntType, TensorType, wrong_size
+from gnnfx.ir.types import IntType, TensorType, is_axis, wrong_size
+
+
+_ANOTHER = "optimize the model with an example of each way to call it"
+
+
+def _brief(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 class Inputs:
@@ -42,16 +49,23 @@ class Inputs:
         if tuple(inputs) != call.arguments:
             raise InputError(
                 f"the example was called with arguments {list(call.arguments)}, this call has "
-                f"{list(inputs)}; optimize the model with an example of each way to call it"
+                f"{list(inputs)}; {_ANOTHER}"
             )
         given = flatten(inputs)
         missing = [name for name in (*call.leaves, *call.constants) if name not in given]
         if missing:
-            raise InputError(f"the inputs lack {missing}, which the example had")
+            raise InputError(f"the inputs lack {missing}, which the example had; {_ANOTHER}")
+        known = {*call.leaves, *call.constants}
+        if extra := [name for name in given if name not in known]:
+            raise InputError(f"the inputs have {extra}, which the example lacked; {_ANOTHER}")
         for name, expected in call.constants.items():
-            if given[name] != expected:
+            value = given[name]
+            if isinstance(value, Tensor) != isinstance(expected, Tensor) or (
+                not isinstance(value, Tensor) and value != expected
+            ):
                 raise InputError(
-                    f"argument {name!r} was {expected!r} in the example, got {given[name]!r}"
+                    f"argument {name!r} was {expected!r} in the example, got {_brief(value)}; "
+                    f"{_ANOTHER}"
                 )
         leaves = [check(given[check.leaf]) for check in self._checks]
         for (i, dim), (j, other) in self._equal:
@@ -128,7 +142,9 @@ class Check:
                 raise InputError(f"argument {self.leaf!r} must be an int, got {value!r}")
             return value
         if not isinstance(value, Tensor):
-            raise InputError(f"argument {self.leaf!r} must be {self.type}, got {value!r}")
+            raise InputError(
+                f"argument {self.leaf!r} must be {self.type}, got {value!r}; {_ANOTHER}"
+            )
         if value.dtype != self.dtype:
             if value.is_floating_point() or self.dtype.is_floating_point:
                 raise InputError(
@@ -152,13 +168,13 @@ def _relations(types: Sequence[Any]) -> tuple[tuple[tuple[Place, Place], ...], b
     derived = False
     for position, type_ in enumerate(types):
         for dim, size in enumerate(type_.shape if isinstance(type_, TensorType) else ()):
-            if isinstance(size, str) and size.isidentifier():
+            if is_axis(size):
                 place = first.setdefault(size, (position, dim))
                 if place != (position, dim):
                     equal.append((place, (position, dim)))
-            derived = derived or (isinstance(size, str) and not size.isidentifier())
+            derived = derived or (isinstance(size, str) and not is_axis(size))
         if isinstance(type_, IntType):
-            derived = derived or not str(type_.value).isidentifier() or str(type_.value) in first
+            derived = derived or not is_axis(type_.value) or str(type_.value) in first
     return tuple(equal), derived
 
 

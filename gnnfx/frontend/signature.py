@@ -80,7 +80,7 @@ def as_call(inputs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def flatten(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Leaves of nested inputs under names such as `x`, `x_dict.paper`, `x.0` or `adj.index`.
+    """Leaves of nested inputs under names such as `x`, `x_dict['paper']`, `x.0` or `adj.index`.
 
     Sparse matrices fall into their parts; an `EdgeIndex` is the tensor that it holds.
     """
@@ -92,7 +92,7 @@ def flatten(inputs: dict[str, Any]) -> dict[str, Any]:
             leaves[path] = value.as_tensor() if _is_index(value) else value
             return
         for key, part in parts.items():
-            walk(f"{path}.{key}", part)
+            walk(path + key, part)
 
     for name, value in inputs.items():
         walk(name, value)
@@ -126,23 +126,35 @@ def form_of(inputs: dict[str, Any]) -> dict[str, Any]:
     def form(atom: Any) -> Any:
         if isinstance(atom, SparseForm):
             return atom
-        return SparseForm.of(atom) if is_sparse(atom) else None
+        # Not None, which `Data` takes as a request to delete.
+        return SparseForm.of(atom) if is_sparse(atom) else ...
 
     return map_atoms(form, inputs)
 
 
 def map_atoms(fn: Callable[[Any], Any], inputs: dict[str, Any]) -> dict[str, Any]:
     """Nested inputs with `fn` applied to every tensor, sparse matrix and plain value."""
+    return map_named_atoms(lambda path, atom: fn(atom), inputs)
 
-    def walk(value: Any) -> Any:
+
+def map_named_atoms(fn: Callable[[str, Any], Any], inputs: dict[str, Any]) -> dict[str, Any]:
+    """As `map_atoms`, with `fn` told the name of each atom too, as `flatten` writes it."""
+
+    def walk(path: str, value: Any) -> Any:
         if _is_index(value):
-            return fn(value.as_tensor())
+            return fn(path, value.as_tensor())
         parts = None if is_sparse(value) else _parts(value)
         if parts is None:
-            return fn(value)
-        return _built(value, [walk(part) for part in parts.values()])
+            return fn(path, value)
+        return _built(value, [walk(path + key, part) for key, part in parts.items()])
 
-    return {name: walk(value) for name, value in inputs.items()}
+    return {name: walk(name, value) for name, value in inputs.items()}
+
+
+def key_of(leaf: str) -> tuple[str, ...]:
+    """The node type `('paper',)` or edge type that a leaf belongs to, as far as keys tell."""
+    found = re.findall(r"\[([^\]]*)\]", leaf)
+    return tuple(re.findall(r"'([^']*)'", found[-1])) if found else ()
 
 
 def input_name(leaf: str) -> str:
@@ -151,15 +163,17 @@ def input_name(leaf: str) -> str:
 
 
 def _parts(value: Any) -> dict[str, Any] | None:
-    """What a container holds, or None for a leaf."""
+    """What a container holds by how it is written after the container, or None for a leaf."""
     if is_sparse(value):
-        return components(value)
+        return {f".{name}": part for name, part in components(value).items()}
     if isinstance(value, dict):
         return {_key(key): part for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return {str(i): part for i, part in enumerate(value)}
+        return {f".{i}": part for i, part in enumerate(value)}
     if _is_data(value):
-        return {str(key): part for key, part in value.to_dict().items()}
+        return {
+            part: held for *_, part, held in _data_items(value)
+        }
     return None
 
 
@@ -175,9 +189,21 @@ def _built(like: Any, parts: list[Any]) -> Any:
 
 
 def _is_data(value: Any) -> bool:
-    """Whether a value is PyG's `Data` or a `Batch` of them."""
+    """Whether a value is PyG's `Data`, `HeteroData` or a `Batch` of them."""
     names = {f"{t.__module__}.{t.__qualname__}" for t in type(value).__mro__}
-    return "torch_geometric.data.data.Data" in names
+    return bool(names & _DATA)
+
+
+_DATA = {"torch_geometric.data.data.Data", "torch_geometric.data.hetero_data.HeteroData"}
+
+
+def _data_items(data: Any) -> list[tuple[Any, str, str, Any]]:
+    """(type or None, attribute, how it is written, value) of all that a `Data` object holds."""
+    return [
+        (store._key, name, f"{_key(store._key)}.{name}" if store._key else f".{name}", value)
+        for store in data.stores
+        for name, value in store.items()
+    ]
 
 
 def _built_data(like: Any, parts: list[Any]) -> Any:
@@ -185,8 +211,8 @@ def _built_data(like: Any, parts: list[Any]) -> Any:
     made = copy.copy(like)
     for remembered in ("_num_graphs", "_slice_dict", "_inc_dict"):
         vars(made).pop(remembered, None)
-    for key, part in zip(like.to_dict(), parts, strict=True):
-        made[key] = part
+    for (of_type, name, *_), part in zip(_data_items(like), parts, strict=True):
+        (made if of_type is None else made[of_type])[name] = part
     return made
 
 
@@ -196,4 +222,5 @@ def _is_index(value: Any) -> bool:
 
 
 def _key(key: Any) -> str:
-    return "__".join(map(str, key)) if isinstance(key, tuple) else str(key)
+    """`['paper']`, or `['author','writes','paper']` of a type of edges."""
+    return f"[{','.join(map(repr, key if isinstance(key, tuple) else (key,)))}]"

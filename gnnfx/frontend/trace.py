@@ -10,6 +10,7 @@ import contextlib
 import copy
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from gnnfx.frontend.signature import (
     flatten,
     form_of,
     input_name,
+    key_of,
     unflatten,
 )
 from gnnfx.frontend.sparse import SparseAsEdges, stand_in
@@ -377,7 +379,7 @@ def _traced(
     drop_dead(graph)
     kept = {n.target for n in graph.nodes if n.op == "get_attr"}
     program.tensors = {k: v for k, v in program.tensors.items() if k in kept}
-    _name_axes(program)
+    _name_axes(program, used)
     spec = exported.call_spec.out_spec
     assert spec is not None
     return Traced(annotate(program), signature, inputs, tuple(used), constants, spec)
@@ -396,15 +398,21 @@ def _condition(node: fx.Node) -> Any:
     return value.node.expr if isinstance(value, torch.SymBool) else sympy.true
 
 
-def _name_axes(program: Program) -> None:
-    """Give the sizes of the inputs the names people use: N for rows, E for edges."""
-    for instr in program.inputs:
+def _name_axes(program: Program, leaves: list[str]) -> None:
+    """Give the sizes of the inputs the names people use: N for rows, E for edges, N[paper]."""
+    for instr, leaf in zip(program.inputs, leaves, strict=True):
+        key = key_of(leaf)
+        type_ = "__".join(re.sub(r"\W", "_", part) for part in key)
         value = instr.fake
         shape = value.shape if isinstance(value, Tensor) else [value]
         for size in shape:
             if isinstance(size, torch.SymInt):
                 expr = size.node.expr
-                letter = "E" if len(shape) == 2 and shape[0] == 2 else "N"
+                on_edges = len(key) == 3 or (len(shape) == 2 and shape[0] == 2)
+                letter, of_type = "E" if on_edges else "N", f"[{type_}]" if key else ""
                 if expr.is_Symbol and expr not in program.axes:
-                    taken = sum(n.startswith(letter) for n in program.axes.values())
-                    program.axes[expr] = letter + (str(taken) if taken else "")
+                    taken = sum(
+                        n.startswith(letter) and n.endswith(of_type)
+                        for n in program.axes.values()
+                    )
+                    program.axes[expr] = letter + (str(taken) if taken else "") + of_type

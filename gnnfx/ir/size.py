@@ -10,11 +10,14 @@ import ast
 import functools
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+# The name of an axis: `N`, or `N[paper]` for the nodes of a type.
+AXIS = r"[A-Z]\w*(?:\[\w+\])?"
 _MOST_BITS = 63
 
 
@@ -68,7 +71,14 @@ def evaluate(text: str, axes: Mapping[str, Any]) -> Any:
 
     Raises ValueError for anything that is not an expression over these axes.
     """
-    return _evaluate(ast.parse(text, mode="eval").body, axes)
+    # What stands in the brackets may be a word of Python's, so a name without them is parsed.
+    plain = {_plain(name): size for name, size in axes.items()}
+    text = re.sub(rf"\b{AXIS}(?!\w|\()", lambda match: _plain(match[0]), text)
+    return _evaluate(ast.parse(text, mode="eval").body, plain)
+
+
+def _plain(axis: str) -> str:
+    return axis.replace("[", "_of_").removesuffix("]")
 
 
 def _evaluate(tree: ast.AST, axes: Mapping[str, Any]) -> Any:

@@ -10,14 +10,19 @@ from typing import Any
 
 import torch
 
-from gnnfx.ir.size import evaluate
+from gnnfx.ir.size import AXIS, evaluate
 
 Dim = int | str
 
 
 def axis_names(dim: Dim) -> list[str]:
     """The named axes in the expression of a size, each once and in order."""
-    return sorted(set(re.findall(r"\b[A-Z]\w*\b(?!\()", str(dim))) - {"True"})
+    return sorted(set(re.findall(rf"\b{AXIS}(?!\w|\()", str(dim))) - {"True"})
+
+
+def is_axis(dim: Dim) -> bool:
+    """Whether a size is one named axis, such as `N`, `E1` or `N[paper]`."""
+    return re.fullmatch(AXIS, str(dim)) is not None
 
 
 def size_of(dim: Dim, axes: Mapping[str, Any]) -> Any:
@@ -133,7 +138,7 @@ def wrong_size(expected: Sequence[ValueType], given: Sequence[Any]) -> tuple[int
             sizes.extend((position, e, g) for e, g in zip(type_.shape, value.shape, strict=True))
         elif isinstance(type_, IntType):
             sizes.append((position, type_.value, value))
-    axes = {e: g for _, e, g in reversed(sizes) if isinstance(e, str) and e.isidentifier()}
+    axes = {e: g for _, e, g in reversed(sizes) if is_axis(e)}
     for position, size, found in sizes:
         if isinstance(size, int) or size in axes:
             wanted = size if isinstance(size, int) else axes[size]
