@@ -171,9 +171,7 @@ def _parts(value: Any) -> dict[str, Any] | None:
     if isinstance(value, (list, tuple)):
         return {f".{i}": part for i, part in enumerate(value)}
     if _is_data(value):
-        return {
-            part: held for *_, part, held in _data_items(value)
-        }
+        return {part: held for *_, part, held in _data_items(value)}
     return None
 
 

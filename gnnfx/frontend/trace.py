@@ -412,7 +412,6 @@ def _name_axes(program: Program, leaves: list[str]) -> None:
                 letter, of_type = "E" if on_edges else "N", f"[{type_}]" if key else ""
                 if expr.is_Symbol and expr not in program.axes:
                     taken = sum(
-                        n.startswith(letter) and n.endswith(of_type)
-                        for n in program.axes.values()
+                        n.startswith(letter) and n.endswith(of_type) for n in program.axes.values()
                     )
                     program.axes[expr] = letter + (str(taken) if taken else "") + of_type

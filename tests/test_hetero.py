@@ -1,0 +1,86 @@
+"""Models of typed nodes and edges: what they give, how their axes are called, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import HeteroData
+from torch_geometric.nn import HeteroConv, SAGEConv
+
+import gnnfx
+from gnnfx.errors import InputError
+
+CHANNELS = {"author": 8, "paper": 12}
+TYPES = [("author", "writes", "paper"), ("paper", "cites", "paper"), ("paper", "by", "author")]
+Graph = tuple[dict[str, Tensor], dict[tuple[str, str, str], Tensor]]
+
+
+class Typed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        convs = {t: SAGEConv((CHANNELS[t[0]], CHANNELS[t[2]]), 4) for t in TYPES}
+        self.conv = HeteroConv(convs)
+
+    def forward(self, x_dict: object, edge_index_dict: object) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = self.conv(x_dict, edge_index_dict)
+        return out
+
+
+class OfData(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.typed = Typed()
+
+    def forward(self, data: HeteroData) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = self.typed(data.x_dict, data.edge_index_dict)
+        return out
+
+
+def graph(authors: int = 31, papers: int = 47, edges: tuple[int, ...] = (101, 89, 55)) -> Graph:
+    rows = {"author": authors, "paper": papers}
+    x = {name: torch.randn(count, CHANNELS[name]) for name, count in rows.items()}
+    index = {}
+    for type_, count in zip(TYPES, edges, strict=True):
+        ends = [torch.randint(rows[end], (count,)) for end in (type_[0], type_[2])]
+        index[type_] = torch.stack(ends)
+    return x, index
+
+
+def assert_same(want: dict[str, Tensor], got: dict[str, Tensor]) -> None:
+    assert want.keys() == got.keys()
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_graphs_of_other_sizes_and_names_of_axes() -> None:
+    model = Typed().eval()
+    optimized = gnnfx.optimize(model, "fp32", graph())
+    assert "f32[N[paper], 12]" in optimized.ir()
+    assert optimized.ir().count("= aggregate(") == len(TYPES)
+    for other in (graph(17, 23, (60, 0, 30)), graph(5, 5, (0, 0, 0))):
+        with torch.no_grad():
+            assert_same(model(*other), optimized(*other))
+    x, index = graph()
+    index[TYPES[0]][0, 0] = 31
+    with pytest.raises(InputError, match=r"edge_index_dict\['author','writes','paper'\].*node 31"):
+        optimized(x, index)
+    with pytest.raises(InputError, match="lack"):
+        optimized(x, {TYPES[0]: index[TYPES[0]]})
+
+
+def test_hetero_data_itself() -> None:
+    def data(given: Graph) -> HeteroData:
+        made = HeteroData()
+        for name, x in given[0].items():
+            made[name].x = x
+        for type_, index in given[1].items():
+            made[type_].edge_index = index
+        return made
+
+    model = OfData().eval()
+    optimized = gnnfx.optimize(model, "fp32", (data(graph()),))
+    other = data(graph(17, 23, (60, 0, 30)))
+    assert "kept" not in optimized.ir()
+    with torch.no_grad():
+        assert_same(model(other), optimized(other))
