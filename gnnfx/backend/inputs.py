@@ -16,7 +16,6 @@ from gnnfx.frontend.signature import flatten
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.types import IntType, TensorType, is_axis, wrong_size
 
-
 _ANOTHER = "optimize the model with an example of each way to call it"
 
 
