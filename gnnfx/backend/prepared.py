@@ -30,6 +30,7 @@ from gnnfx.graph_cache import GraphCache
 from gnnfx.ir.program import Program
 from gnnfx.ir.text import dump
 from gnnfx.pass_manager import PassContext
+from gnnfx.passes.choose_qparams import weight_bits
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,11 @@ class PreparedModule(nn.Module):
             quantizers, weights = nn.ModuleDict(), nn.ModuleDict()
             for observe in origin.program.find("observe"):
                 name = observe.args["name"]
-                quantizers[site(name)] = FakeQuantizer(name, quantize.activation_bits, training)
+                quantizers[site(name)] = FakeQuantizer(name, observe.args["bits"], training)
+            widths = weight_bits(origin.program, quantize)
             for name, param in quantized_weights(origin.program).items():
-                channels = int(param.shape[0])
-                weights[site(name)] = WeightQuantizer(channels, quantize.weight_bits, training)
+                channels, bits = int(param.shape[0]), widths[param.param]
+                weights[site(name)] = WeightQuantizer(channels, bits, training)
             self.add_module(QUANTIZERS, quantizers)
             self.add_module(WEIGHTS, weights)
             self.add_module(EDGE_WEIGHTS, DynamicQuantizer())
