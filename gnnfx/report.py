@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gnnfx.ir.program import Program
 from gnnfx.pass_manager import Remark
+from gnnfx.trials import Trials
 
 _COMPUTE = (
     "aten.linear.default",
@@ -54,6 +55,7 @@ class Report:
     """All layers, and the bytes of the whole model.
 
     kept: paths of submodules that run as they were ('' for the whole model), and why.
+    trials: what was tried to keep a metric, where one was given.
     """
 
     policy: str
@@ -61,6 +63,7 @@ class Report:
     bytes_before: int
     bytes_after: int
     kept: tuple[tuple[str, str], ...] = ()
+    trials: Trials | None = None
 
     @staticmethod
     def of(
@@ -128,7 +131,8 @@ class Report:
         """The report that `to_dict`, or the JSON of it, describes."""
         layers = tuple(Layer(**_tuples(layer)) for layer in data["layers"])
         kept = tuple((path, reason) for path, reason in data["kept"])
-        return Report(**{**data, "layers": layers, "kept": kept})
+        trials = data.get("trials") and Trials.from_dict(data["trials"])
+        return Report(**{**data, "layers": layers, "kept": kept, "trials": trials})
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -138,6 +142,8 @@ class Report:
         console = Console(width=120)
         with console.capture() as capture:
             console.print(self.table())
+            if self.trials is not None:
+                console.print(self.trials.table())
         return capture.get()
 
 
