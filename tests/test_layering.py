@@ -12,7 +12,8 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 
 # Lowest first.  A row holds packages and modules that know nothing of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("gnnfx.errors", "gnnfx.measure", "gnnfx.trials"),
+    ("gnnfx.errors",),
+    ("gnnfx.measure", "gnnfx.tasks", "gnnfx.trials"),
     ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file"),
     ("gnnfx.training_policy", "gnnfx.graph_cache"),
     ("gnnfx.policy",),
