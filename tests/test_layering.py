@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx",),
     ("gnnfx.demo", "gnnfx.artifact_commands", "gnnfx.dump"),
     ("gnnfx.qat",),
+    ("gnnfx.graph_qat",),
     ("gnnfx.cli",),
 )
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}
