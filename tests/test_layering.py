@@ -13,7 +13,7 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 # Lowest first.  A row holds packages and modules that know nothing of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.errors",),
-    ("gnnfx.measure", "gnnfx.tasks", "gnnfx.trials"),
+    ("gnnfx.measure", "gnnfx.ranks", "gnnfx.tasks", "gnnfx.trials"),
     ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file"),
     ("gnnfx.training_policy", "gnnfx.graph_cache"),
     ("gnnfx.policy",),
