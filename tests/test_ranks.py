@@ -75,7 +75,7 @@ def test_two_processes_equal_one_on_all_graphs(
     # The children import this file by its name, from wherever the tests were started.
     root = str(Path(__file__).resolve().parent.parent)
     monkeypatch.setattr(sys, "path", [*sys.path, root])
-    spawn(work, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(work, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for name, state in first.items():
         for key, value in state.items():
