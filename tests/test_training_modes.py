@@ -1,4 +1,4 @@
-"""Prepared modules under torch.compile and autocast, and what training costs the integer program."""
+"""Prepared modules under torch.compile and autocast; programs after and without training."""
 
 from __future__ import annotations
 
