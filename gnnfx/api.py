@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,11 +26,13 @@ from gnnfx.fallback import Limit, fall_back
 from gnnfx.frontend.signature import as_call, flatten, input_name
 from gnnfx.frontend.trace import Traced, frozen_copy, trace
 from gnnfx.ir.program import Program
-from gnnfx.pass_manager import AfterEach, PassContext, PassManager
+from gnnfx.pass_manager import AfterEach, Pass, PassContext, PassManager
+from gnnfx.passes.choose_qparams import ChooseQparams
 from gnnfx.passes.fold_quantization import FoldQuantization
 from gnnfx.pipeline import FLOAT_FACTS, float_passes, lower_passes, observe_passes, quantize_passes
 from gnnfx.policy import Policy, as_policy
 from gnnfx.report import Report
+from gnnfx.rounding import compare
 
 # Sums are reordered, never rounded more coarsely: float32 noise on outputs of order 1.
 _TOLERANCE = 1e-4
@@ -121,7 +123,7 @@ def _compile(
 def _module(
     model: nn.Module, traced: Traced, program: Program, ctx: PassContext, name: str
 ) -> OptimizedModule:
-    report = Report.of(name, _tensors(model), program, ctx.remarks, traced.kept)
+    report = Report.of(name, _tensors(model), program, ctx.remarks, traced.kept, ctx.figures)
     # A graph that takes a branch which was not captured runs as the model would run it.
     eager = frozen_copy(model) if any(program.find("assume")) else None
     return OptimizedModule(Call.of(traced), program, report, eager)
@@ -220,11 +222,28 @@ def _quantize(
     if not any(program.find("observe")):
         reasons = "; ".join(f"{r.module or r.instr}: {r.text}" for r in ctx.remarks if not r.done)
         raise PolicyError(f"the policy would quantize nothing in this model: {reasons}")
+    first: list[tuple[Any, ...]] = []
     if calibration is not None:
         samples = (_leaves(traced, sample, n) for n, sample in enumerate(_listed(calibration)))
-        ctx.ranges = calibrate(program, samples, ctx.policy.quantize)
+        ctx.ranges = calibrate(program, _noting_first(samples, first), ctx.policy.quantize)
+
+    def compare_rounding(pass_: Pass, before: Program, after: Program) -> None:
+        if pass_.name == ChooseQparams.name and first:
+            ctx.figures = compare(before, after, first[0])
+        if after_each is not None:
+            after_each(pass_, before, after)
+
     quantize = PassManager(quantize_passes(), FLOAT_FACTS | {"observed"})
-    return quantize.run(program, ctx, after_each=after_each)
+    return quantize.run(program, ctx, after_each=compare_rounding)
+
+
+def _noting_first(
+    samples: Iterable[tuple[Any, ...]], first: list[tuple[Any, ...]]
+) -> Iterator[tuple[Any, ...]]:
+    for sample in samples:
+        if not first:
+            first.append(sample)
+        yield sample
 
 
 def _listed(calibration: Any) -> Iterable[Any]:

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from gnnfx.backend.module import OptimizedModule
 from gnnfx.errors import InputError, PolicyError
+from gnnfx.noise import sqnr
 from gnnfx.policy import Bits, Policy
 from gnnfx.trials import Sensitivity, Trial, Trials
 
@@ -194,11 +195,3 @@ def _outputs(module: nn.Module, sample: tuple[Any, Any]) -> list[Tensor]:
     with torch.no_grad():
         leaves = pytree.tree_leaves(module(*args, **kwargs))
     return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
-
-
-def sqnr(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
-    """Signal power over that of the difference, in dB, at most 300."""
-    signal = sum(float(x.double().square().sum()) for x in wanted)
-    noise = sum(float((y - x).double().square().sum()) for x, y in zip(wanted, got, strict=True))
-    least = 1e-30 * signal or 1e-300
-    return 10 * math.log10(max(signal, 1e-300) / max(noise, least))

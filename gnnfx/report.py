@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from gnnfx.figures import Figures, draw
 from gnnfx.ir.program import Program
 from gnnfx.pass_manager import Remark
 from gnnfx.trials import Trials
@@ -56,6 +59,7 @@ class Report:
 
     kept: paths of submodules that run as they were ('' for the whole model), and why.
     trials: what was tried to keep a metric, where one was given.
+    figures: what rounding does to the first calibration sample, where there was one.
     """
 
     policy: str
@@ -64,6 +68,7 @@ class Report:
     bytes_after: int
     kept: tuple[tuple[str, str], ...] = ()
     trials: Trials | None = None
+    figures: Figures | None = None
 
     @staticmethod
     def of(
@@ -72,6 +77,7 @@ class Report:
         after: Program,
         remarks: Iterable[Remark],
         kept: tuple[tuple[str, str], ...] = (),
+        figures: Figures | None = None,
     ) -> Report:
         """The report of a program made from a model with the tensors `before`."""
         remarks = list(remarks)
@@ -94,7 +100,8 @@ class Report:
         left = {id(m): m for m in after.kept.values()}.values()
         bytes_kept = sum(_bytes([*m.parameters(), *m.buffers()]) for m in left)
         bytes_after = _bytes(after.tensors.values()) + bytes_kept
-        return Report(policy, shown, _bytes(before.values()), bytes_after, kept)
+        total = _bytes(before.values())
+        return Report(policy, shown, total, bytes_after, kept, figures=figures)
 
     @staticmethod
     def of_kept(policy: str, before: dict[str, Tensor], reason: str) -> Report:
@@ -132,7 +139,13 @@ class Report:
         layers = tuple(Layer(**_tuples(layer)) for layer in data["layers"])
         kept = tuple((path, reason) for path, reason in data["kept"])
         trials = data.get("trials") and Trials.from_dict(data["trials"])
-        return Report(**{**data, "layers": layers, "kept": kept, "trials": trials})
+        figures = data.get("figures") and Figures.from_dict(data["figures"])
+        rest = {"layers": layers, "kept": kept, "trials": trials, "figures": figures}
+        return Report(**{**data, **rest})
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw figures and trials to a .png, .pdf or .svg; see `gnnfx.figures.draw`."""
+        draw(self.figures, self.trials, Path(path))
 
     def to_json(self) -> str:
         """The report as JSON text."""

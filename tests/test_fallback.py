@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import gnnfx
 from gnnfx import Policy, Quantize, Report
 from gnnfx.errors import InputError, PolicyError
-from gnnfx.fallback import Limit, sqnr
+from gnnfx.fallback import Limit
+from gnnfx.noise import sqnr
 from tests.models import IN, OUT, graph, make
 
 ALL = Policy(Quantize(layers="all"))

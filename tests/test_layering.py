@@ -13,7 +13,8 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 # Lowest first.  A row holds packages and modules that know nothing of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.errors",),
-    ("gnnfx.measure", "gnnfx.ranks", "gnnfx.tasks", "gnnfx.trials"),
+    ("gnnfx.measure", "gnnfx.noise", "gnnfx.ranks", "gnnfx.tasks", "gnnfx.trials"),
+    ("gnnfx.figures",),
     ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file"),
     ("gnnfx.training_policy", "gnnfx.graph_cache"),
     ("gnnfx.policy",),
@@ -22,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.pass_manager", "gnnfx.ranges"),
     ("gnnfx.fake_quantize",),
     ("gnnfx.passes",),
-    ("gnnfx.frontend", "gnnfx.report", "gnnfx.calibrate"),
+    ("gnnfx.frontend", "gnnfx.report", "gnnfx.calibrate", "gnnfx.rounding"),
     ("gnnfx.backend",),
     ("gnnfx.pipeline", "gnnfx.artifact"),
     ("gnnfx.fallback",),
