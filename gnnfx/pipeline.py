@@ -27,13 +27,13 @@ from gnnfx.passes.separate_norm import SeparateNorm
 from gnnfx.policy import Policy
 
 
-def raise_passes() -> list[Pass]:
+def raise_passes(training: bool = False) -> list[Pass]:
     """From traced ATen to float message passing, layer by layer as in the model."""
     return [
-        Canonicalize(),
+        Canonicalize(training),
         RaiseMessagePassing(),
         EliminateCommonSubexpressions(),
-        Canonicalize(),
+        Canonicalize(training),
     ]
 
 
@@ -79,12 +79,7 @@ def quantize_passes() -> list[Pass]:
 
 def training_passes(policy: Policy) -> list[Pass]:
     """From traced ATen to the program that is trained; parameters keep names and values."""
-    passes: list[Pass] = [
-        Canonicalize(training=True),
-        RaiseMessagePassing(),
-        EliminateCommonSubexpressions(),
-        Canonicalize(training=True),
-    ]
+    passes = raise_passes(training=True)
     if policy.quantize is not None and policy.quantize.training.placement == "paper":
         return [*passes, ObserveAsPaper(), FuseAggregate(), ProtectNodes()]
     passes += [

@@ -275,7 +275,7 @@ def _verify_form(traced: Traced, name: str, inputs: dict[str, Any]) -> None:
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode; layers that cache their first graph are told not to."""
+    """A copy in eval mode; layers that cache their first graph forget it and are told not to."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():
@@ -284,7 +284,8 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     frozen = copy.deepcopy(model, memo).eval().requires_grad_(False)
     for module in frozen.modules():
         if getattr(module, "cached", False) is True:
-            setattr(module, "cached", False)  # noqa: B010  (nn.Module types attributes as tensors)
+            remembered = [name for name in vars(module) if name.startswith("_cached_")]
+            vars(module).update(dict.fromkeys(remembered), cached=False)
     return frozen
 
 

@@ -121,6 +121,7 @@ _ZERO_IF = {
         "aten.to.dtype",
         "aten.to.device",
         "aten.to.dtype_layout",
+        "dropout",
     ),
     "never": (
         *_named("sigmoid hardsigmoid exp log cos rsqrt reciprocal softplus log_sigmoid"),
