@@ -10,6 +10,7 @@ from gnnfx.artifact import load, save
 from gnnfx.backend.module import OptimizedModule
 from gnnfx.backend.prepared import PreparedModule
 from gnnfx.bisect import bisect
+from gnnfx.compress import Compressed, compress
 from gnnfx.finetune import finetune
 from gnnfx.policy import Policy, Prune, Quantize
 from gnnfx.prepare import convert, prepare
@@ -18,6 +19,7 @@ from gnnfx.report import Report
 from gnnfx.training_policy import Training
 
 __all__ = [
+    "Compressed",
     "OptimizedModule",
     "Policy",
     "PreparedModule",
@@ -27,6 +29,7 @@ __all__ = [
     "Report",
     "Training",
     "bisect",
+    "compress",
     "convert",
     "errors",
     "finetune",

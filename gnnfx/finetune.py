@@ -6,7 +6,7 @@ import copy
 import csv
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from gnnfx.backend.prepared import PreparedModule
@@ -69,6 +69,8 @@ def finetune(
     learning_rate: float = 0.01,
     weight_decay: float = 5e-4,
     seed: int = 0,
+    keep: Literal["best", "last"] = "best",
+    after_step: Callable[[], None] | None = None,
     history: Path | None = None,
     console: Console | None = None,
 ) -> History:
@@ -81,6 +83,8 @@ def finetune(
     epochs: the most epochs; training ends after `patience` epochs in which neither the metric nor
         the loss on validation got better.
     seed: given to torch's generator, which dropout, protective masks and loaders draw on.
+    keep: keep the weights of the 'last' epoch instead, as when pruning goes on until then.
+    after_step: called after each step of the optimizer, as `gnnfx.Pruner.step` wants to be.
     history: where to write the epochs, '.csv' or '.json'.
     console: where progress is shown; nowhere if None.
 
@@ -100,7 +104,7 @@ def finetune(
     with _progress(console) as bars:
         bar = bars.add_task(f"train ({task})", total=epochs)
         for number in range(1, epochs + 1):
-            loss = _train(prepared, optimizer, batches)
+            loss = _train(prepared, optimizer, batches, after_step)
             epoch = Epoch(number, loss, *_evaluate(prepared, batches))
             done.append(epoch)
             waited += 1
@@ -113,7 +117,8 @@ def finetune(
             if stop:
                 break
     assert best is not None
-    prepared.load_state_dict(weights)
+    if keep == "best":
+        prepared.load_state_dict(weights)
     found = History(tuple(done), best)
     if history is not None:
         found.save(history)
@@ -169,8 +174,25 @@ def _batches(
     return _Batches(task, arguments, _Loaded(data), _Loaded(validation))
 
 
+def evaluate(
+    module: nn.Module,
+    data: Any,
+    arguments: tuple[str, ...],
+    task: Task = "node-classification",
+    rows: str = "val_mask",
+) -> float:
+    """The metric of `module`, of any kind, in eval mode.
+
+    data: as for `finetune`; a loader for tasks on graphs.
+    arguments: names of the module's arguments.
+    rows: the mask of the nodes that count.
+    """
+    found = [(data, data[rows])] if task == "node-classification" else _Loaded(data)
+    return _evaluate(module, _Batches(task, arguments, (), found))[1]
+
+
 def _forward(
-    prepared: PreparedModule, batches: _Batches, data: Any, rows: Tensor | None
+    prepared: nn.Module, batches: _Batches, data: Any, rows: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Outputs and targets of the rows that count."""
     out: Tensor = prepared(**{name: getattr(data, name) for name in batches.arguments})
@@ -188,7 +210,12 @@ def _loss(batches: _Batches, out: Tensor, y: Tensor) -> Tensor:
     return functional.cross_entropy(out, y)
 
 
-def _train(prepared: PreparedModule, optimizer: torch.optim.Optimizer, batches: _Batches) -> float:
+def _train(
+    prepared: PreparedModule,
+    optimizer: torch.optim.Optimizer,
+    batches: _Batches,
+    after_step: Callable[[], None] | None,
+) -> float:
     """The mean loss of one epoch."""
     prepared.train()
     total, count = 0.0, 0
@@ -198,12 +225,14 @@ def _train(prepared: PreparedModule, optimizer: torch.optim.Optimizer, batches: 
         loss = _loss(batches, out, y)
         loss.backward()
         optimizer.step()
+        if after_step is not None:
+            after_step()
         total, count = total + float(loss.detach()) * len(out), count + len(out)
     return total / max(count, 1)
 
 
 @torch.no_grad()
-def _evaluate(prepared: PreparedModule, batches: _Batches) -> tuple[float, float]:
+def _evaluate(prepared: nn.Module, batches: _Batches) -> tuple[float, float]:
     """Loss and metric on validation."""
     prepared.eval()
     loss, metric, count = 0.0, 0.0, 0

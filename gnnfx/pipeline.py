@@ -106,4 +106,11 @@ def convert_passes() -> list[Pass]:
     ]
 
 
+def compression_stages(policy: Policy) -> tuple[str, ...]:
+    """The order of `gnnfx.compress`: ranges are learned of what is left after pruning."""
+    pruned = ("prune", "fine-tune") if policy.prune is not None else ()
+    rounded = ("train-rounded",) if policy.quantize is not None else ()
+    return ("dense", *pruned, *rounded, "convert")
+
+
 FLOAT_FACTS = frozenset({"canonical", "raised", "csr"})

@@ -49,6 +49,7 @@ class Pruner:
     example_inputs, example_kwargs: as for `gnnfx.optimize`.
 
     groups: the channels that go together.
+    weights: names of the matrices that single weights are pruned of.
     masks: which values of each pruned parameter stay; empty until the schedule begins.
 
     Raises InputError, TraceError or PolicyError for what the caller can mend.
@@ -70,13 +71,13 @@ class Pruner:
         self._traced = captured(model, example_inputs, example_kwargs, training=True)
         passes = raise_passes(training=True)
         self._program = PassManager(passes).run(self._traced.program, PassContext())
-        self._weights = weight_matrices(self._program)
+        self.weights = weight_matrices(self._program)
         self._number = 0
         self.groups = find_groups(self._program)
         if prune.method == "structured":
             group_ratios(self.groups, prune)
         else:
-            weight_ratios(self._weights, prune)
+            weight_ratios(self.weights, prune)
 
     def step(self) -> None:
         """Call after each `optimizer.step()`: prune what is due and keep what is pruned at zero."""
@@ -135,7 +136,7 @@ class Pruner:
         generator = torch.Generator().manual_seed(self.prune.seed)
         evidence = Evidence(tensors, gradients, measured, generator)
         if self.prune.method != "structured":
-            return select_weights(self._weights, self.prune, evidence, share)
+            return select_weights(self.weights, self.prune, evidence, share)
         chosen = [c for _, c in select_units(self.groups, self.prune, evidence, share)]
         units = [unit for found in chosen if not isinstance(found, str) for unit in found]
         return unit_masks(self.groups, units, tensors)

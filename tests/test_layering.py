@@ -13,8 +13,8 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 # Lowest first.  A row holds packages and modules that know nothing of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.errors", "gnnfx.measure"),
-    ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file"),
-    ("gnnfx.training_policy", "gnnfx.graph_cache"),
+    ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file", "gnnfx.shown_errors"),
+    ("gnnfx.training_policy", "gnnfx.graph_cache", "gnnfx.checkpoints"),
     ("gnnfx.policy",),
     ("gnnfx.observers", "gnnfx.pruning"),
     ("gnnfx.kernels",),
@@ -24,12 +24,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.frontend", "gnnfx.report", "gnnfx.calibrate"),
     ("gnnfx.backend",),
     ("gnnfx.pipeline", "gnnfx.artifact"),
-    ("gnnfx.api",),
+    ("gnnfx.api", "gnnfx.compression_report"),
     ("gnnfx.prepare", "gnnfx.finetune", "gnnfx.history"),
     ("gnnfx.bisect", "gnnfx.html", "gnnfx.pruner"),
+    ("gnnfx.compress",),
     ("gnnfx",),
     ("gnnfx.demo", "gnnfx.artifact_commands", "gnnfx.dump"),
     ("gnnfx.qat",),
+    ("gnnfx.compress_commands",),
     ("gnnfx.cli",),
 )
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}
