@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 import gnnfx.kernels  # noqa: F401  (registers every op)
 from gnnfx.backend.call import Call
 from gnnfx.backend.module import KeptModel, OptimizedModule
-from gnnfx.backend.prepared import captured
+from gnnfx.backend.prepared import captured, said_of
 from gnnfx.calibrate import calibrate
 from gnnfx.errors import (
     AssumptionError,
@@ -99,6 +99,7 @@ def capture(
     """The traced program, its inputs described in `ctx`."""
     args = None if example_inputs is None else as_tuple(example_inputs)
     traced = captured(model, args, example_kwargs)
+    ctx.remarks += said_of(model)
     if args is not None or example_kwargs is not None:
         leaves = flatten(traced.example)
         ctx.densities = _densities(leaves)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -54,17 +55,18 @@ class CompressionReport:
 
     def table(self) -> Table:
         """One row a stage."""
-        table = Table(title="gnnfx compress")
-        for column in ("stage", "validation", "test", "parameters", "non-zero", "bytes", "flops"):
-            table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
-        table.add_column("ms", justify="right", no_wrap=True)
+        table = Table(title="gnnfx compress", box=SIMPLE, padding=(0, 1, 0, 0))
+        table.add_column("stage", no_wrap=True)
+        for column in ("valid.", "test", "parameters", "non-zero", "bytes", "MFLOP", "ms"):
+            table.add_column(column, justify="right", no_wrap=True)
         for stage in self.stages:
-            sizes = (stage.parameters, stage.nonzero, stage.weight_bytes, stage.flops)
+            sizes = (stage.parameters, stage.nonzero, stage.weight_bytes)
             table.add_row(
                 stage.name,
                 f"{stage.validation:.4f}",
                 "" if stage.test is None else f"{stage.test:.4f}",
                 *("" if size is None else f"{size:,}" for size in sizes),
+                f"{stage.flops / 1e6:,.2f}",
                 "" if stage.latency_ms is None else f"{stage.latency_ms:.2f}",
             )
         return table

@@ -19,7 +19,7 @@ import gnnfx.kernels  # noqa: F401  (registers every op)
 from gnnfx.api import as_tuple, verify_outputs
 from gnnfx.backend.call import Call
 from gnnfx.backend.module import OptimizedModule
-from gnnfx.backend.prepared import Origin, PreparedModule, captured
+from gnnfx.backend.prepared import Origin, PreparedModule, captured, said_of
 from gnnfx.backend.split import split
 from gnnfx.errors import CalibrationError, InputError, PolicyError
 from gnnfx.frontend.signature import as_call
@@ -63,7 +63,7 @@ def prepare(
     args = None if example_inputs is None else as_tuple(example_inputs)
     traced = captured(model, args, example_kwargs, training=True)
     name = policy if isinstance(policy, str) else "custom"
-    return prepare_traced(model, traced, PassContext(chosen), name)
+    return prepare_traced(model, traced, PassContext(chosen, remarks=said_of(model)), name)
 
 
 def prepare_traced(

@@ -38,6 +38,7 @@ from gnnfx.pruning.select import (
     weight_matrices,
     weight_ratios,
 )
+from gnnfx.pruning.storage import zeros_remark
 
 
 class Pruner:
@@ -103,10 +104,15 @@ class Pruner:
         statistics, and dropout drops.  Its parameters have the model's names, and `prepare`,
         `finetune` and `optimize` take it as they take the model.
         """
+        ctx = PassContext()
         program = replace(self._program.copy(), tensors=self._copies())
-        program = PassManager([PruneChannels()], FLOAT_FACTS).run(program, PassContext())
+        program = PassManager([PruneChannels()], FLOAT_FACTS).run(program, ctx)
+        if self.prune.method != "structured":
+            params = {i.param: i for i in program.instrs if i.op == "param"}
+            for name in self.weights:
+                ctx.did(params[name].users[0], zeros_remark(name, program.tensors[name]))
         traced = replace(self._traced, program=program)
-        return prepare_traced(self.model, traced, PassContext()).train(self.model.training)
+        return prepare_traced(self.model, traced, ctx).train(self.model.training)
 
     def flops(self) -> Flops:
         """Operations of one forward pass on the example, zero weights left out."""

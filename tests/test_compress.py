@@ -74,9 +74,12 @@ def test_each_stage_is_reported(policy: str, finished: dict[str, Compressed]) ->
     assert integers.weight_bytes < tuned.weight_bytes
     assert all(s.test is not None for s in stages.values())
     assert [n for n, s in stages.items() if s.latency_ms is None] == ["train-rounded"]
+    remarks = " ".join(text for layer in found.module.report.layers for text in layer.done)
     if policy == "structured":
+        assert "8 of 16 channels removed" in remarks
         assert tuned.parameters < 0.6 * dense.parameters
     else:
+        assert "75% of convs.0.lin.weight set to zero" in remarks
         # A quarter of each matrix is left through all training, in the integers too.
         codes = [t for t in found.module.tensors().values() if t.dtype in (torch.int8, torch.uint8)]
         assert codes

@@ -30,7 +30,7 @@ from gnnfx.frontend.training import trace_training
 from gnnfx.graph_cache import GraphCache
 from gnnfx.ir.program import Program
 from gnnfx.ir.text import dump
-from gnnfx.pass_manager import PassContext
+from gnnfx.pass_manager import PassContext, Remark
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,11 @@ def captured(
     if isinstance(model, PreparedModule):
         return model.traced(args, kwargs)
     return trace_training(model, args, kwargs) if training else trace(model, args, kwargs)
+
+
+def said_of(model: nn.Module) -> list[Remark]:
+    """What was done to a prepared module before, as its pruning."""
+    return list(model.origin.ctx.remarks) if isinstance(model, PreparedModule) else []
 
 
 def _mirror(prepared: nn.Module, model: nn.Module, program: Program) -> None:
