@@ -22,6 +22,7 @@ from gnnfx.passes.prune import Prune
 from gnnfx.passes.prune_channels import PruneChannels
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
+from gnnfx.passes.select_csr_linear import SelectCsrLinear
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
 from gnnfx.passes.separate_norm import SeparateNorm
 from gnnfx.policy import Policy
@@ -58,7 +59,7 @@ def float_passes(policy: Policy) -> list[Pass]:
 
 def lower_passes() -> list[Pass]:
     """What is left in float, in the form that runs fastest."""
-    return [LowerLinear(), FuseEpilogue()]
+    return [SelectCsrLinear(), LowerLinear(), FuseEpilogue()]
 
 
 def observe_passes() -> list[Pass]:

@@ -21,6 +21,7 @@ _COMPUTE = (
     "aten.matmul.default",
     "linear",
     "sparse_linear",
+    "csr_linear",
     "gather",
     "scatter",
     "edge_softmax",

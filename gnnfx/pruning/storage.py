@@ -55,7 +55,7 @@ def zeros_remark(name: str, tensor: Tensor) -> str:
     """What a report says of a weight whose single values were pruned."""
     share = 1 - int(tensor.count_nonzero()) / max(tensor.numel(), 1)
     size = packed_bytes(pack(tensor))
-    return f"{share:.0%} of {name} set to zero, stored in {size:,} bytes, run dense"
+    return f"{share:.0%} of {name} set to zero, stored in {size:,} bytes"
 
 
 def pack_state(state: Mapping[str, Tensor]) -> dict[str, Packed]:
