@@ -234,7 +234,7 @@ class _Run:
             training = {**self._training, "epochs": epochs, "patience": epochs}
             self._finetune(training, pruner.step, keep="last")
         self._state = _state(self._prepared)
-        self._masked = () if prune.method == "structured" else tuple(pruner.weights)
+        self._masked = () if prune.removes else tuple(pruner.weights)
         self._prepared = pruner.remove()
 
     def _train(self, known: Mapping[str, Tensor] | None) -> None:

@@ -75,7 +75,7 @@ class Pruner:
         self.weights = weight_matrices(self._program)
         self._number = 0
         self.groups = find_groups(self._program)
-        if prune.method == "structured":
+        if prune.removes:
             group_ratios(self.groups, prune)
         else:
             weight_ratios(self.weights, prune)
@@ -107,7 +107,7 @@ class Pruner:
         ctx = PassContext()
         program = replace(self._program.copy(), tensors=self._copies())
         program = PassManager([PruneChannels()], FLOAT_FACTS).run(program, ctx)
-        if self.prune.method != "structured":
+        if not self.prune.removes:
             params = {i.param: i for i in program.instrs if i.op == "param"}
             for name in self.weights:
                 ctx.did(params[name].users[0], zeros_remark(name, program.tensors[name]))
@@ -141,7 +141,7 @@ class Pruner:
             measured = passed_on(current, self.groups, self._example())
         generator = torch.Generator().manual_seed(self.prune.seed)
         evidence = Evidence(tensors, gradients, measured, generator)
-        if self.prune.method != "structured":
+        if not self.prune.removes:
             return select_weights(self.weights, self.prune, evidence, share)
         chosen = [c for _, c in select_units(self.groups, self.prune, evidence, share)]
         units = [unit for found in chosen if not isinstance(found, str) for unit in found]

@@ -36,7 +36,7 @@ class Prune(Pass):
         policy = ctx.policy.prune
         assert policy is not None
         params = {i.param: i for i in program.instrs if i.op == "param"}
-        if policy.method == "structured":
+        if policy.removes:
             masks = _mask_units(program, policy, ctx, params)
         else:
             masks = select_weights(

@@ -25,7 +25,7 @@ def train(model: nn.Module, pruner: Pruner | None, steps: int) -> list[float]:
     for _ in range(steps):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x, edge_index), classes)
-        if pruner is not None and pruner.prune.method == "structured":
+        if pruner is not None and pruner.prune.removes:
             loss = loss + 1e-4 * pruner.penalty()
         loss.backward()
         optimizer.step()
@@ -226,6 +226,22 @@ def test_the_penalty_shrinks_whole_channels() -> None:
 def test_schedules(schedule: str, shares: list[float | None]) -> None:
     prune = Prune(schedule=schedule, begin=2, end=6, every=2)  # type: ignore[arg-type]
     assert [share_due(prune, step) for step in range(8)] == shares
+
+
+def test_the_least_of_all_layers_go_but_never_all_of_one() -> None:
+    model, inputs = make("gcn-norm-jk"), graph(30, 100)
+    with torch.no_grad():
+        model.get_parameter("convs.0.lin.weight")[:12] *= 1e-3
+        model.get_parameter("norms.0.module.weight")[:12] *= 1e-3
+        model.get_parameter("convs.1.lin.weight")[:, :12] *= 1e-3
+    pruner = Pruner(model, Prune(0.25, method="global-structured"), inputs)
+    pruner.step()
+    small = pruner.remove()
+    assert [small.get_parameter(f"convs.{i}.lin.weight").shape[0] for i in range(3)] == [4, 16, 16]
+    pruner = Pruner(model, Prune(0.95, "global-structured", overrides={"convs.1": 0.5}), inputs)
+    pruner.step()
+    rows = [pruner.remove().get_parameter(f"convs.{i}.lin.weight").shape[0] for i in range(3)]
+    assert rows == [1, 8, 1]
 
 
 def test_overrides_apply_by_layer() -> None:
