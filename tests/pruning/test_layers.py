@@ -1,7 +1,8 @@
 """Every family of layers and norms: removing channels equals masking them, or a reason is given.
 
 GCN, GAT, GIN, Chebyshev, edge and transformer layers and the norms of nodes are in
-test_generated_models.  Each stands between linear layers; every other channel of them and of its own is pruned.
+test_generated_models.  Each stands between linear layers; every other channel of them and of its
+own is pruned.
 """
 
 from __future__ import annotations
