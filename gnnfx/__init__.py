@@ -10,6 +10,7 @@ from gnnfx.artifact import load, save
 from gnnfx.backend.module import OptimizedModule
 from gnnfx.backend.prepared import PreparedModule
 from gnnfx.bisect import bisect
+from gnnfx.compress import Compressed, compress
 from gnnfx.finetune import finetune
 from gnnfx.policy import Bits, Policy, Prune, Quantize
 from gnnfx.prepare import convert, prepare
@@ -19,6 +20,7 @@ from gnnfx.training_policy import Training
 
 __all__ = [
     "Bits",
+    "Compressed",
     "OptimizedModule",
     "Policy",
     "PreparedModule",
@@ -28,6 +30,7 @@ __all__ = [
     "Report",
     "Training",
     "bisect",
+    "compress",
     "convert",
     "errors",
     "finetune",

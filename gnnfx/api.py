@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 import gnnfx.kernels  # noqa: F401  (registers every op)
 from gnnfx.backend.call import Call
 from gnnfx.backend.module import KeptModel, OptimizedModule
+from gnnfx.backend.prepared import captured, said_of
 from gnnfx.calibrate import calibrate
 from gnnfx.errors import (
     AssumptionError,
@@ -24,7 +25,7 @@ from gnnfx.errors import (
 )
 from gnnfx.fallback import Limit, fall_back
 from gnnfx.frontend.signature import as_call, flatten, input_name
-from gnnfx.frontend.trace import Traced, frozen_copy, trace
+from gnnfx.frontend.trace import Traced, frozen_copy
 from gnnfx.ir.program import Program
 from gnnfx.pass_manager import AfterEach, Pass, PassContext, PassManager
 from gnnfx.passes.choose_qparams import ChooseQparams
@@ -146,7 +147,8 @@ def capture(
 ) -> Traced:
     """The traced program, its inputs described in `ctx`."""
     args = None if example_inputs is None else as_tuple(example_inputs)
-    traced = trace(model, args, example_kwargs)
+    traced = captured(model, args, example_kwargs)
+    ctx.remarks += said_of(model)
     if args is not None or example_kwargs is not None:
         leaves = flatten(traced.example)
         ctx.densities = _densities(leaves)

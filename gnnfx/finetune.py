@@ -6,19 +6,19 @@ import copy
 import csv
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnnfx.backend.prepared import PreparedModule
 from gnnfx.errors import InputError
-from gnnfx.tasks import TASKS, Task, TaskName, is_graph
+from gnnfx.tasks import TASKS, Role, Task, TaskName, is_graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,8 @@ def finetune(
     learning_rate: float = 0.01,
     weight_decay: float = 5e-4,
     seed: int = 0,
+    keep: Literal["best", "last"] = "best",
+    after_step: Callable[[], None] | None = None,
     history: Path | None = None,
     console: Console | None = None,
 ) -> History:
@@ -83,6 +85,8 @@ def finetune(
     epochs: the most epochs; training ends after `patience` epochs in which neither the metric nor
         the loss on validation got better.
     seed: given to torch's generator, which dropout, protective masks and loaders draw on.
+    keep: keep the weights of the 'last' epoch instead, as when pruning goes on until then.
+    after_step: called after each step of the optimizer, as `gnnfx.Pruner.step` wants to be.
     history: where to write the epochs, '.csv' or '.json'.
     console: where progress is shown; nowhere if None.
 
@@ -111,7 +115,7 @@ def finetune(
     with _progress(console) as bars:
         bar = bars.add_task(f"train ({task})", total=epochs)
         for number in range(1, epochs + 1):
-            loss = _train(prepared, optimizer, kind, training)
+            loss = _train(prepared, optimizer, kind, training, after_step)
             epoch = Epoch(number, loss, *_evaluate(prepared, kind, judged))
             done.append(epoch)
             waited += 1
@@ -124,7 +128,8 @@ def finetune(
             if stop:
                 break
     assert best is not None
-    prepared.load_state_dict(weights)
+    if keep == "best":
+        prepared.load_state_dict(weights)
     found = History(tuple(done), best)
     if history is not None:
         found.save(history)
@@ -136,11 +141,28 @@ def _better(task: Task, epoch: Epoch, than: Epoch) -> bool:
     return one > other or (one == other and epoch.validation_loss < than.validation_loss)
 
 
-def _forward(prepared: PreparedModule, task: Task, batch: Any) -> Tensor:
+def _forward(module: nn.Module, task: Task, batch: Any) -> Tensor:
     if missing := [name for name in task.arguments if getattr(batch, name, None) is None]:
         raise InputError(f"a batch lacks the module's arguments {missing}")
-    out: Tensor = prepared(**{name: getattr(batch, name) for name in task.arguments})
+    out: Tensor = module(**{name: getattr(batch, name) for name in task.arguments})
     return out
+
+
+def evaluate(
+    module: nn.Module,
+    data: Any,
+    arguments: tuple[str, ...],
+    task: TaskName = "node-classification",
+    role: Role = "validation",
+) -> float:
+    """The metric of `module`, of any kind, in eval mode.
+
+    data: as for `finetune`.
+    arguments: names of the module's arguments.
+    role: which nodes of a `Data` count, those of `val_mask` or of `test_mask`.
+    """
+    kind = TASKS[task](arguments)
+    return _evaluate(module, kind, kind.batches(data, role), role)[1]
 
 
 def _train(
@@ -148,6 +170,7 @@ def _train(
     optimizer: torch.optim.Optimizer,
     task: Task,
     batches: Iterable[Any],
+    after_step: Callable[[], None] | None,
 ) -> float:
     """The mean loss of one epoch."""
     prepared.train()
@@ -158,6 +181,8 @@ def _train(
         loss = task.loss(out, target)
         loss.backward()
         optimizer.step()
+        if after_step is not None:
+            after_step()
         total, count = total + float(loss.detach()) * len(out), count + len(out)
     if count == 0:
         raise InputError("data is empty; expected at least one target")
@@ -165,16 +190,18 @@ def _train(
 
 
 @torch.no_grad()
-def _evaluate(prepared: PreparedModule, task: Task, batches: Iterable[Any]) -> tuple[float, float]:
-    """Loss and metric on validation."""
-    prepared.eval()
+def _evaluate(
+    module: nn.Module, task: Task, batches: Iterable[Any], role: Role = "validation"
+) -> tuple[float, float]:
+    """Loss and metric."""
+    module.eval()
     outs, targets = [], []
     for batch in batches:
-        out, target = task.select(_forward(prepared, task, batch), batch, "validation")
+        out, target = task.select(_forward(module, task, batch), batch, role)
         outs.append(out)
         targets.append(target)
     if not sum(map(len, outs)):
-        raise InputError("validation is empty; expected at least one target")
+        raise InputError(f"{role} is empty; expected at least one target")
     out, target = torch.cat(outs), torch.cat(targets)
     return float(task.loss(out, target)), task.metric(out, target)
 

@@ -10,6 +10,7 @@ from typing import Literal
 from gnnfx.errors import PolicyError
 from gnnfx.training_policy import Training
 
+PruneMethod = Literal["structured", "global-structured", "fine-grained", "global"]
 Observer = Literal["minmax", "moving-average", "percentile", "mse"]
 
 
@@ -89,18 +90,19 @@ class Prune:
     """Removal of weights, or of whole channels or heads.
 
     ratio: share of the channels (heads, weights) of each layer that goes.
-    method: 'structured' removes channels or heads and leaves smaller layers; 'fine-grained' zeroes
-        the weights of each layer that matter least, 'global' those of the whole model.
+    method: 'structured' removes the channels or heads of each layer that matter least and leaves
+        smaller layers, 'global-structured' those of the whole model; 'fine-grained' zeroes the
+        weights of each layer that matter least, 'global' those of the whole model.
     criterion: what matters: norms of weights, gradient times weight, scales of batch norms, or
         what aggregation passes on in an example graph.
-    units: what 'structured' counts and removes.
+    units: what structured methods count and remove.
     overrides: other ratios by pattern (fnmatch) of the layer or its weight, the last match wins.
     schedule: how a Pruner reaches the ratio: at once at step `end`, in equal parts, or cubically.
     begin, end, every: the steps of a schedule's first, last and each further increase.
     """
 
     ratio: float = 0.5
-    method: Literal["structured", "fine-grained", "global"] = "structured"
+    method: PruneMethod = "structured"
     criterion: Literal["l1", "l2", "taylor", "batch-norm", "aggregation", "random"] = "l2"
     units: Literal["channels", "heads"] = "channels"
     overrides: Mapping[str, float] = field(default_factory=dict)
@@ -111,7 +113,8 @@ class Prune:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check("method", self.method, ("structured", "fine-grained", "global"))
+        methods = ("structured", "global-structured", "fine-grained", "global")
+        _check("method", self.method, methods)
         criteria = ("l1", "l2", "taylor", "batch-norm", "aggregation", "random")
         _check("criterion", self.criterion, criteria)
         _check("units", self.units, ("channels", "heads"))
@@ -119,7 +122,7 @@ class Prune:
         for name, ratio in {"ratio": self.ratio, **self.overrides}.items():
             if not 0.0 <= ratio < 1.0:
                 raise PolicyError(f"{name} must lie in [0, 1), got {ratio}")
-        if self.method != "structured" and self.criterion in ("batch-norm", "aggregation"):
+        if not self.removes and self.criterion in ("batch-norm", "aggregation"):
             raise PolicyError(
                 f"criterion {self.criterion!r} scores channels; with method {self.method!r} "
                 f"expected 'l1', 'l2', 'taylor' or 'random'"
@@ -129,6 +132,11 @@ class Prune:
                 f"expected 0 <= begin <= end and every >= 1, got begin={self.begin}, "
                 f"end={self.end}, every={self.every}"
             )
+
+    @property
+    def removes(self) -> bool:
+        """Whether channels or heads go, rather than single weights."""
+        return self.method in ("structured", "global-structured")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ _COMPUTE = (
     "aten.matmul.default",
     "linear",
     "sparse_linear",
+    "csr_linear",
     "gather",
     "scatter",
     "edge_softmax",

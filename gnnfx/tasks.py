@@ -13,6 +13,7 @@ from torch.nn import functional
 from gnnfx.errors import InputError
 
 TaskName = Literal["node-classification", "graph-classification", "graph-regression", "link"]
+Role = Literal["data", "validation", "test"]
 _TRIES = 20
 
 
@@ -28,14 +29,14 @@ class Task(abc.ABC):
         self.arguments = arguments
 
     @abc.abstractmethod
-    def batches(self, data: Any, argument: str) -> Iterable[Any]:
-        """The batches of one epoch; `argument` is what the caller calls `data`.
+    def batches(self, data: Any, argument: Role) -> Iterable[Any]:
+        """The batches of one epoch; `argument` is what they are for: 'data' to train on.
 
         Raises InputError for what the task cannot be trained or judged on.
         """
 
     @abc.abstractmethod
-    def select(self, out: Tensor, batch: Any, argument: str) -> tuple[Tensor, Tensor]:
+    def select(self, out: Tensor, batch: Any, argument: Role) -> tuple[Tensor, Tensor]:
         """The part of the module's output that counts, and its targets."""
 
     @abc.abstractmethod
@@ -51,16 +52,20 @@ class NodeClassification(Task):
     """Classes `y` of nodes: of those in a mask of one graph, or of the first `batch_size` of each
     batch, as PyG's neighbour loaders order them."""
 
-    _MASKS: ClassVar[dict[str, str]] = {"data": "train_mask", "validation": "val_mask"}
+    _MASKS: ClassVar[dict[Role, str]] = {
+        "data": "train_mask",
+        "validation": "val_mask",
+        "test": "test_mask",
+    }
 
-    def batches(self, data: Any, argument: str) -> Iterable[Any]:
+    def batches(self, data: Any, argument: Role) -> Iterable[Any]:
         if not is_graph(data):
             return _loader(data, argument)
         wanted = (*self.arguments, "y", self._MASKS[argument])
         _verify_attributes(data, wanted, argument)
         return [data]
 
-    def select(self, out: Tensor, batch: Any, argument: str) -> tuple[Tensor, Tensor]:
+    def select(self, out: Tensor, batch: Any, argument: Role) -> tuple[Tensor, Tensor]:
         if (count := getattr(batch, "batch_size", None)) is not None:
             return out[:count], batch.y[:count]
         if (mask := getattr(batch, self._MASKS[argument], None)) is None:
@@ -81,10 +86,10 @@ class NodeClassification(Task):
 class GraphClassification(NodeClassification):
     """One class `y` for each graph of a batch."""
 
-    def batches(self, data: Any, argument: str) -> Iterable[Any]:
+    def batches(self, data: Any, argument: Role) -> Iterable[Any]:
         return _loader(data, argument)
 
-    def select(self, out: Tensor, batch: Any, argument: str) -> tuple[Tensor, Tensor]:
+    def select(self, out: Tensor, batch: Any, argument: Role) -> tuple[Tensor, Tensor]:
         if len(out) != len(batch.y):
             raise InputError(
                 f"the batch has {len(batch.y)} targets y, but the module gives {len(out)} rows"
@@ -97,7 +102,7 @@ class GraphRegression(GraphClassification):
 
     sign = -1
 
-    def select(self, out: Tensor, batch: Any, argument: str) -> tuple[Tensor, Tensor]:
+    def select(self, out: Tensor, batch: Any, argument: Role) -> tuple[Tensor, Tensor]:
         if out.numel() != batch.y.numel():
             raise InputError(
                 f"the batch has {batch.y.numel()} numbers in y, but the module gives {out.numel()}"
@@ -119,14 +124,14 @@ class LinkPrediction(Task):
     edges are drawn in each step where none are given.
     """
 
-    def batches(self, data: Any, argument: str) -> Iterable[Any]:
+    def batches(self, data: Any, argument: Role) -> Iterable[Any]:
         if not is_graph(data):
             return _loader(data, argument)
-        labels = ("edge_label",) if argument == "validation" else ()
+        labels = ("edge_label",) if argument != "data" else ()
         _verify_attributes(data, (*self.arguments, "edge_label_index", *labels), argument)
         return [data]
 
-    def select(self, out: Tensor, batch: Any, argument: str) -> tuple[Tensor, Tensor]:
+    def select(self, out: Tensor, batch: Any, argument: Role) -> tuple[Tensor, Tensor]:
         pairs, label = batch.edge_label_index, getattr(batch, "edge_label", None)
         target = torch.ones(pairs.shape[1]) if label is None else (label > 0).float()
         target = target.to(out.device)
@@ -196,7 +201,7 @@ def is_graph(data: Any) -> bool:
     return hasattr(data, "edge_index") or hasattr(data, "adj_t")
 
 
-def _loader(data: Any, argument: str) -> Iterable[Any]:
+def _loader(data: Any, argument: Role) -> Iterable[Any]:
     if data is None or is_graph(data) or not isinstance(data, Iterable):
         raise InputError(f"{argument} must be a loader of batches, got {type(data).__name__}")
     if isinstance(data, Iterator):
@@ -207,6 +212,6 @@ def _loader(data: Any, argument: str) -> Iterable[Any]:
     return data
 
 
-def _verify_attributes(data: Any, wanted: tuple[str, ...], argument: str) -> None:
+def _verify_attributes(data: Any, wanted: tuple[str, ...], argument: Role) -> None:
     if missing := [name for name in wanted if getattr(data, name, None) is None]:
         raise InputError(f"{argument} lacks {missing}; this task needs {list(wanted)}")

@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from gnnfx import qat
-from gnnfx.cli import USAGE_ERROR, app
+from gnnfx.cli import app
 from gnnfx.errors import InputError
+from gnnfx.shown_errors import USAGE_ERROR
 
 
 def outcome(method: Any, bits: int, seed: int, accuracy: float) -> qat.Outcome:
