@@ -1,25 +1,25 @@
-"""Test accuracy of a GCN on Cora against the share of what was pruned.
+"""Accuracy against weight bytes, operations and latency of pruned models: a sweep, resumable.
 
     python benchmarks/pruning.py --root data --out benchmarks/results/pruning.json
+    python benchmarks/pruning.py --quick --root data          # minutes, to see that it works
 
-Each seed trains one model.  For each method and ratio it is pruned at once by weight norm and
-trained on with its masks; the epoch with the best validation accuracy counts, and test nodes are
-looked at once, at that epoch.  Parameters are those of the model after removal, stored bytes those
-of its smallest lossless form.  A run that was interrupted goes on from its JSON file.
+Each data set, model and seed trains one float model; for each method and ratio `gnnfx.compress`
+prunes it by weight norm, fine-tunes what is left with the epoch selected on validation, and
+converts it (with --bits 8 or 4, to integers after training with rounding).  Test nodes are looked
+at once, on what runs.  Models that were trained are kept beside the JSON file, which holds every
+outcome as soon as it is there; a run that was interrupted goes on from both.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -28,128 +28,259 @@ from torch import nn
 from torch_geometric.data import Data
 
 import gnnfx
-from gnnfx.demo import DATA_ROOT, accuracy, load, train
-from gnnfx.pruning.storage import pack_state, packed_bytes
+from gnnfx import Policy, Prune, Quantize
+from gnnfx.compress_commands import train
+from gnnfx.demo import DATA_ROOT, load
 
-Method = Literal["fine-grained", "global", "structured"]
-METHODS: tuple[Method, ...] = ("fine-grained", "global", "structured")
+DATASETS = ("Cora", "CiteSeer", "PubMed")
+MODELS = ("GCN", "GAT", "GIN")
+METHODS = ("fine-grained", "global", "structured", "global-structured")
 RATIOS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98)
+QUICK: dict[str, Any] = {
+    "datasets": ["Cora"],
+    "models": ["GCN"],
+    "ratios": [0.0, 0.5, 0.9],
+    "seeds": 1,
+    "epochs": 20,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One trained model pruned in one way.  Accuracies lie between 0 and 1."""
+    """One model pruned in one way.  Accuracies lie between 0 and 1; float weights have 32 bits."""
 
-    seed: int
-    method: Method
+    dataset: str
+    model: str
+    method: str
     ratio: float
+    bits: int
+    seed: int
+    epochs: int
     validation: float
     test: float
     parameters: int
     nonzero: int
-    stored_bytes: int
+    weight_bytes: int
+    flops: int
+    latency_ms: float | None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes a run the same run."""
+        return (*self.series, self.ratio, self.seed, self.epochs)
+
+    @property
+    def series(self) -> tuple[str, str, str, int]:
+        """What one line of the plot has in common."""
+        return self.dataset, self.model, self.method, self.bits
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """One series at one ratio, over seeds.  Accuracies in %."""
+
+    dataset: str
+    model: str
+    method: str
+    bits: int
+    ratio: float
+    validation: float
+    test: float
+    spread: float
+    weight_bytes: float
+    flops: float
+    latency_ms: float | None
 
 
 def prune(
-    trained: nn.Module, data: Data, seed: int, method: Method, ratio: float, epochs: int
+    trained: nn.Module,
+    data: Data,
+    run: tuple[str, str, str, int, float, int, int],
+    training: dict[str, Any],
+    latency: bool,
 ) -> Outcome:
-    """Prune a copy of `trained`, train on, and evaluate at the best validation accuracy."""
-    model = copy.deepcopy(trained)
-    policy = gnnfx.Prune(ratio=ratio, method=method)
-    pruner = gnnfx.Pruner(model, policy, (data.x, data.edge_index))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=5e-4)
-    pruner.step()
-    best, state = -1.0, model.state_dict()
-    for epoch in range(epochs + 1):
-        if epoch:
-            model.train()
-            optimizer.zero_grad()
-            out = model(data.x, data.edge_index)
-            F.cross_entropy(out[data.train_mask], data.y[data.train_mask]).backward()
-            optimizer.step()
-            pruner.step()
-        with torch.no_grad():
-            out = model.eval()(data.x, data.edge_index)
-        if (correct := accuracy(out, data.y, data.val_mask)) > best:
-            best, state = correct, copy.deepcopy(model.state_dict())
-    model.load_state_dict(state)
-    small = pruner.remove()
-    with torch.no_grad():
-        out = small(data.x, data.edge_index)
-    tensors = small.state_dict()
+    """Prune `trained` in one way and evaluate what runs."""
+    dataset, model, method, bits, ratio, seed, epochs = run
+    quantize = None if bits == 32 else Quantize(bits, bits, layers="all")  # type: ignore[arg-type]
+    policy = Policy(prune=Prune(ratio, method), quantize=quantize)  # type: ignore[arg-type]
+    example = (data.x, data.edge_index)
+    found = gnnfx.compress(trained, policy, data, example_inputs=example, **training)
+    last = found.report.stages[-1]
+    assert last.test is not None
+    assert last.weight_bytes is not None
     return Outcome(
-        seed=seed,
+        dataset=dataset,
+        model=model,
         method=method,
         ratio=ratio,
-        validation=best,
-        test=accuracy(out, data.y, data.test_mask),
-        parameters=sum(t.numel() for t in tensors.values()),
-        nonzero=sum(int(t.count_nonzero()) for t in tensors.values()),
-        stored_bytes=sum(packed_bytes(p) for p in pack_state(tensors).values()),
+        bits=bits,
+        seed=seed,
+        epochs=epochs,
+        validation=last.validation,
+        test=last.test,
+        parameters=last.parameters,
+        nonzero=last.nonzero,
+        weight_bytes=last.weight_bytes,
+        flops=last.flops,
+        latency_ms=last.latency_ms if latency else None,
     )
 
 
-def table(found: list[Outcome]) -> Table:
-    """One row per method and ratio."""
-    groups: dict[tuple[str, float], list[Outcome]] = {}
-    for outcome in found:
-        groups.setdefault((outcome.method, outcome.ratio), []).append(outcome)
-    out = Table(title=f"GCN on Cora, {len({o.seed for o in found})} seeds, accuracy in %")
-    for column in ("method", "ratio", "validation", "test", "parameters", "non-zero", "bytes"):
-        out.add_column(column, justify="left" if column == "method" else "right")
-    for (method, ratio), group in groups.items():
+def means(outcomes: Sequence[Outcome]) -> list[Mean]:
+    """One entry a series and ratio, in the order of the arguments of the sweep."""
+    groups: dict[tuple[tuple[str, str, str, int], float], list[Outcome]] = {}
+    for outcome in sorted(outcomes, key=lambda o: (o.series, o.ratio)):
+        groups.setdefault((outcome.series, outcome.ratio), []).append(outcome)
+    found = []
+    for (series, ratio), group in groups.items():
+        tests = [100 * o.test for o in group]
+        timed = [o.latency_ms for o in group if o.latency_ms is not None]
+        found.append(
+            Mean(
+                *series,
+                ratio=ratio,
+                validation=100 * statistics.mean(o.validation for o in group),
+                test=statistics.mean(tests),
+                spread=statistics.stdev(tests) if len(tests) > 1 else 0.0,
+                weight_bytes=statistics.mean(o.weight_bytes for o in group),
+                flops=statistics.mean(o.flops for o in group),
+                latency_ms=statistics.median(timed) if len(timed) == len(group) else None,
+            )
+        )
+    return found
+
+
+def front(entries: Sequence[Mean], cost: str) -> list[Mean]:
+    """The entries that no other beats in accuracy at no more of `cost`, cheapest first."""
+    best: list[Mean] = []
+    for entry in sorted(entries, key=lambda m: (getattr(m, cost), -m.test)):
+        if not best or entry.test > best[-1].test:
+            best.append(entry)
+    return best
+
+
+def table(found: Sequence[Mean]) -> Table:
+    """One row a series and ratio; a star marks the Pareto front of test accuracy over bytes."""
+    out = Table(title="test accuracy in %, mean (standard deviation) over seeds")
+    for column in ("dataset", "model", "method"):
+        out.add_column(column, no_wrap=True)
+    for column in ("bits", "pruned", "validation", "test", "bytes", "MFLOP", "ms", "front"):
+        out.add_column(column, justify="right", no_wrap=True)
+    fronts = [m for panel in _panels(found).values() for m in front(panel, "weight_bytes")]
+    for m in found:
         out.add_row(
-            method,
-            f"{ratio:.0%}",
-            f"{100 * statistics.mean(o.validation for o in group):.2f}",
-            f"{100 * statistics.mean(o.test for o in group):.2f}",
-            f"{statistics.mean(o.parameters for o in group):,.0f}",
-            f"{statistics.mean(o.nonzero for o in group):,.0f}",
-            f"{statistics.mean(o.stored_bytes for o in group):,.0f}",
+            *(m.dataset, m.model, m.method, str(m.bits), f"{m.ratio:.0%}"),
+            f"{m.validation:.2f}",
+            f"{m.test:.2f} ({m.spread:.2f})",
+            f"{m.weight_bytes:,.0f}",
+            f"{m.flops / 1e6:,.2f}",
+            "" if m.latency_ms is None else f"{m.latency_ms:.2f}",
+            "*" if m in fronts else "",
         )
     return out
 
 
+def plot(found: Sequence[Mean], path: Path) -> None:
+    """One row a data set and model: accuracy over bytes and, where measured, over latency."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = _panels(found)
+    timed = all(m.latency_ms is not None for m in found)
+    costs = [("weight_bytes", "weight bytes"), *([("latency_ms", "latency, ms")] if timed else [])]
+    size = (6 * len(costs), 3.6 * len(panels))
+    figure, axes = pyplot.subplots(len(panels), len(costs), figsize=size, squeeze=False)
+    for row, ((dataset, model), panel) in zip(axes, panels.items(), strict=True):
+        for axis, (cost, label) in zip(row, costs, strict=True):
+            for method, bits in dict.fromkeys((m.method, m.bits) for m in panel):
+                line = [m for m in panel if (m.method, m.bits) == (method, bits)]
+                x, y = [getattr(m, cost) for m in line], [m.test for m in line]
+                axis.plot(x, y, "o-", markersize=3, linewidth=1, label=f"{method}, {bits} bits")
+            best = front(panel, cost)
+            x, y = [getattr(m, cost) for m in best], [m.test for m in best]
+            axis.step(x, y, where="post", color="black", alpha=0.3, linewidth=4, label="front")
+            axis.set(title=f"{model} on {dataset}", xlabel=label, ylabel="test accuracy, %")
+            axis.set_xscale("log")
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _panels(found: Sequence[Mean]) -> dict[tuple[str, str], list[Mean]]:
+    panels: dict[tuple[str, str], list[Mean]] = {}
+    for m in found:
+        panels.setdefault((m.dataset, m.model), []).append(m)
+    return panels
+
+
 def main() -> None:
-    """Parse arguments, run, write JSON after each model, print the table."""
+    """Parse arguments, run what is missing, write JSON after each model, print and plot."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--ratios", nargs="+", type=float, default=list(RATIOS))
+    parser.add_argument("--bits", nargs="+", type=int, choices=(32, 8, 4), default=[32])
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
-    parser.add_argument("--epochs", type=int, default=200, help="most epochs of dense training")
-    parser.add_argument("--tune", type=int, default=100, help="epochs after pruning")
+    parser.add_argument("--epochs", type=int, default=200, help="most epochs of each training")
+    parser.add_argument("--no-latency", action="store_true", help="leave out timings")
+    parser.add_argument("--quick", action="store_true", help="one seed, few epochs and ratios")
     parser.add_argument("--root", type=Path, default=DATA_ROOT, help="folder of Planetoid's files")
     parser.add_argument("--out", type=Path, default=RESULTS / "pruning.json")
     options = parser.parse_args()
+    if options.quick:
+        vars(options).update(QUICK)
 
-    found: list[Outcome] = []
+    outcomes: list[Outcome] = []
     if options.out.exists():
-        found = [Outcome(**outcome) for outcome in json.loads(options.out.read_text())["outcomes"]]
-    known = {(o.seed, o.method, o.ratio) for o in found}
-    data, classes = load("Cora", root=options.root)
+        outcomes = [Outcome(**o) for o in json.loads(options.out.read_text())["outcomes"]]
+    known = {outcome.key for outcome in outcomes}
+    runs = [
+        (dataset, model, method, bits, ratio, seed, options.epochs)
+        for dataset in options.datasets
+        for model in options.models
+        for seed in range(options.seeds)
+        for bits in options.bits
+        for method in options.methods
+        for ratio in options.ratios
+    ]
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    trained: dict[tuple[str, str, int], tuple[nn.Module, Data, dict[str, Any]]] = {}
     with Progress(console=Console(stderr=True), transient=True) as bars:
-        runs = [(method, ratio) for method in options.methods for ratio in options.ratios]
-        task = bars.add_task("", total=options.seeds * len(runs))
-        for seed in range(options.seeds):
-            left = [run for run in runs if (seed, *run) not in known]
-            bars.advance(task, len(runs) - len(left))
-            if not left:
-                continue
-            trained = train("GCN", data, classes, dataset="Cora", epochs=options.epochs, seed=seed)
-            for method, ratio in left:
-                bars.update(task, description=f"{method} {ratio:.0%}, seed {seed}")
-                torch.manual_seed(seed)
-                found.append(prune(trained, data, seed, method, ratio, options.tune))
-                result = {"environment": environment(), "outcomes": [asdict(o) for o in found]}
+        task = bars.add_task("", total=len(runs))
+        for run in runs:
+            dataset, model, method, _, ratio, seed, _ = run
+            bars.update(task, description=f"{model} on {dataset}, {method} {ratio:.0%}, {seed}")
+            if run not in known:
+                if (dataset, model, seed) not in trained:
+                    trained = {(dataset, model, seed): _trained(options, dataset, model, seed)}
+                module, data, training = trained[dataset, model, seed]
+                outcomes.append(prune(module, data, run, training, not options.no_latency))
+                result = {"environment": environment(), "outcomes": [asdict(o) for o in outcomes]}
                 options.out.write_text(json.dumps(result, indent=1) + "\n")
-                bars.advance(task)
-    found.sort(key=lambda o: (METHODS.index(o.method), o.ratio))
+            bars.advance(task)
+    found = means([o for o in outcomes if o.key in set(runs)])
     console = Console(width=max(Console().width, TABLE_WIDTH))
     console.print(table(found))
-    console.print(f"written: {options.out}")
+    plot(found, options.out.with_suffix(".png"))
+    console.print(f"written: {options.out} and {options.out.with_suffix('.png')}")
+
+
+def _trained(
+    options: argparse.Namespace, dataset: str, model: str, seed: int
+) -> tuple[nn.Module, Data, dict[str, Any]]:
+    """The float model, its data and how it is trained on."""
+    data, classes = load(dataset, root=options.root, seed=seed, normalize=model != "GIN")
+    rate = 0.005 if model == "GAT" else 0.01
+    training = {"epochs": options.epochs, "learning_rate": rate, "seed": seed}
+    name = f"{dataset}-{model}-{seed}-{options.epochs}"
+    folder = options.out.with_suffix("") / name
+    return train(model, data, classes, training, folder), data, training
 
 
 if __name__ == "__main__":

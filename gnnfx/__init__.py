@@ -10,14 +10,17 @@ from gnnfx.artifact import load, save
 from gnnfx.backend.module import OptimizedModule
 from gnnfx.backend.prepared import PreparedModule
 from gnnfx.bisect import bisect
+from gnnfx.compress import Compressed, compress
 from gnnfx.finetune import finetune
-from gnnfx.policy import Policy, Prune, Quantize
+from gnnfx.policy import Bits, Policy, Prune, Quantize
 from gnnfx.prepare import convert, prepare
 from gnnfx.pruner import Pruner
 from gnnfx.report import Report
 from gnnfx.training_policy import Training
 
 __all__ = [
+    "Bits",
+    "Compressed",
     "OptimizedModule",
     "Policy",
     "PreparedModule",
@@ -27,6 +30,7 @@ __all__ = [
     "Report",
     "Training",
     "bisect",
+    "compress",
     "convert",
     "errors",
     "finetune",

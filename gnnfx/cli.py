@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -11,27 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from gnnfx import artifact, artifact_commands
+from gnnfx import artifact, artifact_commands, compress_commands
 from gnnfx import demo as demo_module
 from gnnfx import dump as dump_module
 from gnnfx import qat as qat_module
-from gnnfx.errors import GnnfxError, InputError, PolicyError
+from gnnfx.shown_errors import errors_shown as _errors_shown
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
-
-USAGE_ERROR = 2
-FAILURE = 1
-
-
-@contextmanager
-def _errors_shown() -> Iterator[None]:
-    """An error of gnnfx ends the command with one line and a code."""
-    try:
-        yield
-    except GnnfxError as error:
-        typer.echo(f"error: {error}", err=True)
-        wrong_usage = isinstance(error, InputError | PolicyError)
-        raise typer.Exit(USAGE_ERROR if wrong_usage else FAILURE) from error
 
 
 def _show_version(requested: bool) -> None:
@@ -132,7 +116,7 @@ def qat(
     epochs: Annotated[int, typer.Option(help="Most epochs to train.")] = 200,
     quick: Annotated[bool, typer.Option(help="One seed and few epochs.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="JSON file that keeps outcomes between runs.")
+        Path | None, typer.Option(help="File of JSON lines that keeps outcomes between runs.")
     ] = None,
 ) -> None:
     """Train with and without rounding, and compare the accuracy of what runs."""
@@ -168,3 +152,7 @@ def dump(
     with _errors_shown():
         text = dump_module.run(source, policy=policy, after=after, html_to=html, folder=to)
     typer.echo(text, nl=False)
+
+
+app.command("prune")(compress_commands.prune_command)
+app.command("compress")(compress_commands.compress_command)

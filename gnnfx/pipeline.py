@@ -22,18 +22,19 @@ from gnnfx.passes.prune import Prune
 from gnnfx.passes.prune_channels import PruneChannels
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
+from gnnfx.passes.select_csr_linear import SelectCsrLinear
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
 from gnnfx.passes.separate_norm import SeparateNorm
 from gnnfx.policy import Policy
 
 
-def raise_passes() -> list[Pass]:
+def raise_passes(training: bool = False) -> list[Pass]:
     """From traced ATen to float message passing, layer by layer as in the model."""
     return [
-        Canonicalize(),
+        Canonicalize(training),
         RaiseMessagePassing(),
         EliminateCommonSubexpressions(),
-        Canonicalize(),
+        Canonicalize(training),
     ]
 
 
@@ -58,7 +59,7 @@ def float_passes(policy: Policy) -> list[Pass]:
 
 def lower_passes() -> list[Pass]:
     """What is left in float, in the form that runs fastest."""
-    return [LowerLinear(), FuseEpilogue()]
+    return [SelectCsrLinear(), LowerLinear(), FuseEpilogue()]
 
 
 def observe_passes() -> list[Pass]:
@@ -79,12 +80,7 @@ def quantize_passes() -> list[Pass]:
 
 def training_passes(policy: Policy) -> list[Pass]:
     """From traced ATen to the program that is trained; parameters keep names and values."""
-    passes: list[Pass] = [
-        Canonicalize(training=True),
-        RaiseMessagePassing(),
-        EliminateCommonSubexpressions(),
-        Canonicalize(training=True),
-    ]
+    passes = raise_passes(training=True)
     if policy.quantize is not None and policy.quantize.training.placement == "paper":
         return [*passes, ObserveAsPaper(), FuseAggregate(), ProtectNodes()]
     passes += [
@@ -109,6 +105,13 @@ def convert_passes() -> list[Pass]:
         EliminateCommonSubexpressions(),
         FuseEpilogue(),
     ]
+
+
+def compression_stages(policy: Policy) -> tuple[str, ...]:
+    """The order of `gnnfx.compress`: ranges are learned of what is left after pruning."""
+    pruned = ("prune", "fine-tune") if policy.prune is not None else ()
+    rounded = ("train-rounded",) if policy.quantize is not None else ()
+    return ("dense", *pruned, *rounded, "convert")
 
 
 FLOAT_FACTS = frozenset({"canonical", "raised", "csr"})

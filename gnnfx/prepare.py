@@ -19,12 +19,12 @@ import gnnfx.kernels  # noqa: F401  (registers every op)
 from gnnfx.api import as_tuple, verify_outputs
 from gnnfx.backend.call import Call
 from gnnfx.backend.module import OptimizedModule
-from gnnfx.backend.prepared import Origin, PreparedModule
+from gnnfx.backend.prepared import Origin, PreparedModule, captured, said_of
 from gnnfx.backend.split import split
 from gnnfx.errors import CalibrationError, InputError, PolicyError
 from gnnfx.frontend.signature import as_call
 from gnnfx.frontend.trace import Traced, frozen_copy
-from gnnfx.frontend.training import trace_training, without_dropout
+from gnnfx.frontend.training import without_dropout
 from gnnfx.ir.program import Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import PassContext, PassManager
@@ -61,14 +61,24 @@ def prepare(
     """
     chosen = as_policy(policy)
     args = None if example_inputs is None else as_tuple(example_inputs)
-    traced = trace_training(model, args, example_kwargs)
-    ctx = PassContext(chosen)
+    traced = captured(model, args, example_kwargs, training=True)
+    name = policy if isinstance(policy, str) else "custom"
+    return prepare_traced(model, traced, PassContext(chosen, remarks=said_of(model)), name)
+
+
+def prepare_traced(
+    model: nn.Module, traced: Traced, ctx: PassContext, name: str = "fp32"
+) -> PreparedModule:
+    """What `prepare` makes of `model`, whose program in training form is `traced`.
+
+    name: of the policy, for the report.
+    """
+    chosen = ctx.policy
     program = PassManager(training_passes(chosen)).run(traced.program, ctx)
     if chosen.quantize is not None and not any(program.find("observe")):
         reasons = "; ".join(f"{r.module or r.instr}: {r.text}" for r in ctx.remarks if not r.done)
         raise PolicyError(f"the policy would quantize nothing in this model: {reasons}")
     verify_outputs(model, traced, program)
-    name = policy if isinstance(policy, str) else "custom"
     _warn_of_differences(model, traced, program)
     return PreparedModule(model, Origin(traced, program, split(program), ctx, name))
 
@@ -92,7 +102,7 @@ def _warn_of_differences(model: nn.Module, traced: Traced, program: Program) -> 
         warnings.warn(
             f"in train mode, {type(model).__name__} does something besides dropout and batch norm "
             f"that it does not do in eval mode; the prepared module leaves that out",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

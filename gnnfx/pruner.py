@@ -5,28 +5,26 @@ for _ in range(200):
     ...
     optimizer.step()
     pruner.step()
-small = pruner.remove()
+small = pruner.remove()                # trains on as the model did
 """
 
 from __future__ import annotations
 
-import operator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
 import gnnfx.kernels  # noqa: F401  (registers every op)
+from gnnfx.backend.prepared import PreparedModule, captured
 from gnnfx.errors import PolicyError
 from gnnfx.frontend.signature import flatten
-from gnnfx.frontend.trace import Traced, trace
-from gnnfx.ir.program import Program
 from gnnfx.pass_manager import PassContext, PassManager
 from gnnfx.passes.prune_channels import PruneChannels
 from gnnfx.pipeline import FLOAT_FACTS, raise_passes
-from gnnfx.policy import Policy, Prune
+from gnnfx.policy import Prune
+from gnnfx.prepare import prepare_traced
 from gnnfx.pruning.aggregation import passed_on
 from gnnfx.pruning.criteria import Evidence, group_lasso
 from gnnfx.pruning.flops import Flops, count_flops
@@ -40,16 +38,19 @@ from gnnfx.pruning.select import (
     weight_matrices,
     weight_ratios,
 )
+from gnnfx.pruning.storage import zeros_remark
 
 
 class Pruner:
     """Masks weights of a model in training and removes what is masked throughout.
 
-    model: trained as before, by its own optimizer; masked parameters are set to zero in place.
+    model: trained as before, by its own optimizer, or a module prepared in float; masked
+        parameters are set to zero in place.
     prune: what goes, by which criterion, and when.
     example_inputs, example_kwargs: as for `gnnfx.optimize`.
 
     groups: the channels that go together.
+    weights: names of the matrices that single weights are pruned of.
     masks: which values of each pruned parameter stay; empty until the schedule begins.
 
     Raises InputError, TraceError or PolicyError for what the caller can mend.
@@ -68,15 +69,16 @@ class Pruner:
         self.model = model
         self.prune = prune
         self.masks: Masks = {}
-        self._traced = trace(model, example_inputs, example_kwargs)
-        self._program = PassManager(raise_passes()).run(self._traced.program, PassContext())
-        self._weights = weight_matrices(self._program)
+        self._traced = captured(model, example_inputs, example_kwargs, training=True)
+        passes = raise_passes(training=True)
+        self._program = PassManager(passes).run(self._traced.program, PassContext())
+        self.weights = weight_matrices(self._program)
         self._number = 0
         self.groups = find_groups(self._program)
-        if prune.method == "structured":
+        if prune.removes:
             group_ratios(self.groups, prune)
         else:
-            weight_ratios(self._weights, prune)
+            weight_ratios(self.weights, prune)
 
     def step(self) -> None:
         """Call after each `optimizer.step()`: prune what is due and keep what is pruned at zero."""
@@ -95,17 +97,22 @@ class Pruner:
         """
         return group_lasso(self.groups, self._tensors())
 
-    def remove(self) -> fx.GraphModule:
+    def remove(self) -> PreparedModule:
         """A smaller module without the channels whose weights are all zero.
 
-        Its parameters are trainable and have the model's names.  It computes what the masked
-        model computes in eval mode, also while it is fine-tuned: batch norms use their running
-        statistics and nothing is dropped out.
+        It computes what the masked model computes, in train mode too: batch norms use and update
+        statistics, and dropout drops.  Its parameters have the model's names, and `prepare`,
+        `finetune` and `optimize` take it as they take the model.
         """
-        ctx = PassContext(Policy(prune=self.prune))
+        ctx = PassContext()
         program = replace(self._program.copy(), tensors=self._copies())
         program = PassManager([PruneChannels()], FLOAT_FACTS).run(program, ctx)
-        return _trainable(program, self._traced, self.model)
+        if not self.prune.removes:
+            params = {i.param: i for i in program.instrs if i.op == "param"}
+            for name in self.weights:
+                ctx.did(params[name].users[0], zeros_remark(name, program.tensors[name]))
+        traced = replace(self._traced, program=program)
+        return prepare_traced(self.model, traced, ctx).train(self.model.training)
 
     def flops(self) -> Flops:
         """Operations of one forward pass on the example, zero weights left out."""
@@ -134,42 +141,8 @@ class Pruner:
             measured = passed_on(current, self.groups, self._example())
         generator = torch.Generator().manual_seed(self.prune.seed)
         evidence = Evidence(tensors, gradients, measured, generator)
-        if self.prune.method != "structured":
-            return select_weights(self._weights, self.prune, evidence, share)
+        if not self.prune.removes:
+            return select_weights(self.weights, self.prune, evidence, share)
         chosen = [c for _, c in select_units(self.groups, self.prune, evidence, share)]
         units = [unit for found in chosen if not isinstance(found, str) for unit in found]
         return unit_masks(self.groups, units, tensors)
-
-
-def _trainable(program: Program, traced: Traced, model: nn.Module) -> fx.GraphModule:
-    """A module over `program` that is called as `model` is and has its parameters."""
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name in program.tensors:
-            program.tensors[name] = nn.Parameter(program.tensors[name], parameter.requires_grad)
-    module = program.module()
-    _nest_arguments(module.graph, traced)
-    output = module.graph.output_node()
-    output.args = (pytree.tree_unflatten(list(output.args[0]), traced.out_spec),)  # type: ignore[arg-type]
-    module.recompile()
-    return module.eval()
-
-
-def _nest_arguments(graph: fx.Graph, traced: Traced) -> None:
-    """Let the inputs of `graph`, one a leaf, be the model's arguments, which may be nested."""
-    inputs = {node.target: node for node in graph.nodes if node.op == "placeholder"}
-    leaves = iter(flatten(traced.example))
-    with graph.inserting_before(next(iter(graph.nodes))):
-        arguments = {name: graph.placeholder(f"{name}_") for name in traced.example}
-    for name, value in traced.example.items():
-        for path, _ in pytree.tree_flatten_with_path(value)[0]:
-            old = inputs.get(next(leaves).replace(".", "_"))
-            if old is None:
-                continue
-            with graph.inserting_before(old):
-                leaf = arguments[name]
-                for key in path:
-                    index = getattr(key, "key", getattr(key, "idx", None))
-                    leaf = graph.call_function(operator.getitem, (leaf, index))
-            old.replace_all_uses_with(leaf)
-            graph.erase_node(old)
-        arguments[name].target = arguments[name].name = name

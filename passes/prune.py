@@ -11,7 +11,6 @@ together with everything else that belongs to channels 1 and 3.  Nothing gets sm
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from gnnfx.errors import PolicyError
 from gnnfx.ir.program import Instr, Program
@@ -23,7 +22,7 @@ from gnnfx.pruning.criteria import Evidence
 from gnnfx.pruning.groups import INPUT, OUTPUT, Groups, find_groups
 from gnnfx.pruning.masks import Masks, masked, unit_masks
 from gnnfx.pruning.select import select_units, select_weights, weight_matrices
-from gnnfx.pruning.storage import pack, packed_bytes
+from gnnfx.pruning.storage import zeros_remark
 
 
 class Prune(Pass):
@@ -37,19 +36,15 @@ class Prune(Pass):
         policy = ctx.policy.prune
         assert policy is not None
         params = {i.param: i for i in program.instrs if i.op == "param"}
-        if policy.method == "structured":
+        if policy.removes:
             masks = _mask_units(program, policy, ctx, params)
         else:
             masks = select_weights(
                 weight_matrices(program), policy, _evidence(program, policy, ctx)
             )
             for name, mask in masks.items():
-                share, size = (
-                    1 - float(mask.float().mean()),
-                    _stored(masked(program.tensors[name], mask)),
-                )
-                text = f"{share:.0%} of {name} set to zero, stored in {size:,} bytes, run dense"
-                ctx.did(params[name].users[0], text)
+                left = masked(program.tensors[name], mask)
+                ctx.did(params[name].users[0], zeros_remark(name, left))
         rewriter = Rewriter(program, self.name)
         for instr in rewriter.program.instrs:
             if instr.op == "param" and instr.param in masks:
@@ -91,7 +86,3 @@ def _evidence(
         measured = passed_on(program, groups, ctx.example)
     generator = torch.Generator().manual_seed(policy.seed)
     return Evidence(program.tensors, ctx.gradients, measured, generator)
-
-
-def _stored(tensor: Tensor) -> int:
-    return packed_bytes(pack(tensor))

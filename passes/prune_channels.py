@@ -13,6 +13,7 @@ Results stay the same: what is averaged over channels still counts the removed o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import accumulate
 
 from gnnfx.ir.program import Instr, Program
@@ -20,6 +21,7 @@ from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 from gnnfx.pruning.groups import Groups, find_groups, value_key
 from gnnfx.pruning.masks import sliced, zero_units
+from gnnfx.pruning.norm_rewrites import NORMS
 from gnnfx.pruning.shape_rules import split_sizes
 
 _SIZES = {
@@ -107,33 +109,21 @@ def _shrink(rewriter: Rewriter, alive: _Alive, instr: Instr) -> None:
             rewriter.replace(instr, split)
     elif instr.op in ("aten.mean.dim", "aten.mean.default"):
         dims = args.get("dim") or range(len(instr.arg.shape))
-        share = 1.0
-        for dim in dims:
-            if mask := alive(instr.arg, dim):
-                share *= sum(mask) / len(mask)
-        if share != 1.0:
+        if (share := _share(alive, instr.arg, dims)) != 1.0:
             after = Instr(instr.node.next)
             scaled = rewriter.insert(after, "aten.mul.Tensor", instr, share, like=instr)
             rewriter.replace(instr, scaled)
-    elif instr.op == "aten.layer_norm.default" and (mask := alive(instr.arg, -1)):
-        rewriter.replace(instr, _layer_norm(rewriter, instr, sum(mask) / len(mask)))
+    elif (rewrite := NORMS.get(instr.op)) is not None:
+        whole = instr.op == "aten.std.default"
+        dims = range(len(instr.arg.shape)) if whole else [-1]
+        if (share := _share(alive, instr.arg, dims)) != 1.0:
+            rewriter.replace(instr, rewrite(rewriter, instr, share))
 
 
-def _layer_norm(rewriter: Rewriter, norm: Instr, share: float) -> Instr:
-    """The norm over all channels of which a `share` is left and the others are zero."""
-    args, after = norm.args, Instr(norm.node.next)
-
-    def call(op: str, *operands: object) -> Instr:
-        return rewriter.insert(after, op, *operands, like=norm)
-
-    mean = call("aten.mul.Tensor", call("aten.mean.dim", norm.arg, [-1], True), share)
-    centered = call("aten.sub.Tensor", norm.arg, mean)
-    square = call("aten.mul.Tensor", centered, centered)
-    left = call("aten.mul.Tensor", call("aten.mean.dim", square, [-1], True), share)
-    removed = call("aten.mul.Tensor", call("aten.mul.Tensor", mean, mean), 1 - share)
-    variance = call("aten.add.Tensor", left, removed)
-    scale = call("aten.rsqrt.default", call("aten.add.Tensor", variance, args["eps"]))
-    value = call("aten.mul.Tensor", centered, scale)
-    if args["weight"] is not None:
-        value = call("aten.mul.Tensor", value, args["weight"])
-    return value if args["bias"] is None else call("aten.add.Tensor", value, args["bias"])
+def _share(alive: _Alive, value: Instr, dims: Iterable[int]) -> float:
+    """How much of what is averaged over `dims` is left."""
+    share = 1.0
+    for dim in dims:
+        if mask := alive(value, dim):
+            share *= sum(mask) / len(mask)
+    return share

@@ -35,7 +35,7 @@ class RaiseMessagePassing(Pass):
     def run(self, program: Program, ctx: PassContext) -> Program:
         rewriter = Rewriter(program, self.name)
         for instr in rewriter.program.instrs:
-            match _raised(instr):
+            match _raised(rewriter, instr):
                 case (op, args):
                     rewriter.replace(instr, rewriter.insert(instr, op, *args))
                 case str(reason):
@@ -50,7 +50,7 @@ class RaiseMessagePassing(Pass):
 Raised = tuple[str, tuple[Any, ...]]
 
 
-def _raised(instr: Instr) -> Raised | str | None:
+def _raised(rewriter: Rewriter, instr: Instr) -> Raised | str | None:
     """The gnnfx op for one ATen instruction, why there is none, or None if it is another op."""
     args = instr.args if instr.op.startswith("aten.") else {}
     match instr.op:
@@ -65,22 +65,24 @@ def _raised(instr: Instr) -> Raised | str | None:
                 case [Instr() as index] if _is_index(index) and not is_param(instr.arg):
                     return "gather", (instr.arg, index)
         case "aten.scatter_add.default":
-            return _scatter(instr, args["src"], "sum")
+            return _scatter(rewriter, instr, args["src"], "sum")
         case "aten.index_add.default":
             if args["alpha"] != 1:
                 return f"index_add with alpha={args['alpha']}"
-            return _scatter(instr, args["source"], "sum")
+            return _scatter(rewriter, instr, args["source"], "sum")
         case "aten.scatter_reduce.two":
             if args["include_self"] and args["reduce"] != "sum":
                 return f"scatter_reduce {args['reduce']!r} includes the initial values"
-            return _scatter(instr, args["src"], _REDUCES[args["reduce"]])
+            return _scatter(rewriter, instr, args["src"], _REDUCES[args["reduce"]])
         case "aten.index_put.default":
             if args["accumulate"] and len(args["indices"]) == 1:
-                return _scatter(instr, args["values"], "sum", index=args["indices"][0])
+                return _scatter(rewriter, instr, args["values"], "sum", index=args["indices"][0])
     return None
 
 
-def _scatter(instr: Instr, messages: Any, reduce: str, index: Any = None) -> Raised | str:
+def _scatter(
+    rewriter: Rewriter, instr: Instr, messages: Any, reduce: str, index: Any = None
+) -> Raised | str:
     if instr.args.get("dim", 0) % max(len(instr.shape), 1) != 0:
         return f"reduces into dimension {instr.args['dim']}, not rows"
     if constant_value(instr.arg) != 0.0:
@@ -92,13 +94,20 @@ def _scatter(instr: Instr, messages: Any, reduce: str, index: Any = None) -> Rai
         return "fewer messages are used than there are"
     if len(messages.shape) != len(instr.shape) or messages.shape[1:] != instr.shape[1:]:
         return "messages and rows differ in width"
-    return "scatter", (messages, index, _rows(instr.arg), reduce)
+    return "scatter", (messages, index, _rows(rewriter, instr), reduce)
 
 
-def _rows(zeros: Instr) -> Any:
-    """The row count of an all-zero tensor, as the program computes it."""
-    size = zeros.args.get("size")
-    return size[0] if isinstance(size, list) else zeros.shape[0]
+def _rows(rewriter: Rewriter, scatter: Instr) -> Any:
+    """The row count of the zeros that `scatter` adds to, as the program computes it."""
+    zeros = scatter.arg
+    if isinstance(size := zeros.args.get("size"), list):
+        return size[0]
+    rows = zeros.shape[0]
+    if isinstance(rows, int):
+        return rows
+    # An input of as many rows says it without waiting for features.
+    known = [value for value in rewriter.program.inputs if value.shape[:1] == (rows,)]
+    return rewriter.insert(scatter, "aten.sym_size.int", (known or [zeros])[0], 0)
 
 
 def _is_index(value: Instr) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,11 +25,13 @@ from gnnfx.backend.training_graph import (
 )
 from gnnfx.errors import InputError
 from gnnfx.fake_quantize import DynamicQuantizer, FakeQuantizer, ProtectiveMask, WeightQuantizer
-from gnnfx.frontend.trace import Traced
+from gnnfx.frontend.trace import Traced, trace
+from gnnfx.frontend.training import trace_training
 from gnnfx.graph_cache import GraphCache
 from gnnfx.ir.program import Program
 from gnnfx.ir.text import dump
-from gnnfx.pass_manager import PassContext
+from gnnfx.pass_manager import PassContext, Remark
+from gnnfx.passes.choose_qparams import weight_bits
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class PreparedModule(nn.Module):
 
     Parameters and buffers have the model's names; what training learns about ranges lies beside
     them under `_quantizers` and `_weights`.  What depends on the graph alone is computed once.
+    Under torch.compile it runs as it does without, also inside of a step that is compiled.
     """
 
     _structure: fx.GraphModule
@@ -69,10 +72,11 @@ class PreparedModule(nn.Module):
             quantizers, weights = nn.ModuleDict(), nn.ModuleDict()
             for observe in origin.program.find("observe"):
                 name = observe.args["name"]
-                quantizers[site(name)] = FakeQuantizer(name, quantize.activation_bits, training)
+                quantizers[site(name)] = FakeQuantizer(name, observe.args["bits"], training)
+            widths = weight_bits(origin.program, quantize)
             for name, param in quantized_weights(origin.program).items():
-                channels = int(param.shape[0])
-                weights[site(name)] = WeightQuantizer(channels, quantize.weight_bits, training)
+                channels, bits = int(param.shape[0]), widths[param.param]
+                weights[site(name)] = WeightQuantizer(channels, bits, training)
             self.add_module(QUANTIZERS, quantizers)
             self.add_module(WEIGHTS, weights)
             self.add_module(EDGE_WEIGHTS, DynamicQuantizer())
@@ -82,6 +86,9 @@ class PreparedModule(nn.Module):
         self._build(device)
         self.train()
 
+    # Ranges, masks and the memory of graphs are state that every call reads and changes: little
+    # worth compiling is left between them, and compiled code would draw other masks.
+    @torch.compiler.disable(reason="quantizers change state in each call")  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's outputs; raises InputError for arguments that the example had otherwise."""
         leaves = self._inputs.bind(args, kwargs)
@@ -98,6 +105,29 @@ class PreparedModule(nn.Module):
     def ir(self) -> str:
         """The program that is trained, as text."""
         return dump(self._origin.program)
+
+    def traced(
+        self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
+    ) -> Traced:
+        """What was captured of the model, with this module's tensors as they are now.
+
+        args, kwargs: other example inputs.  Raises InputError if they are of another form than
+        those of the first example, or if this module rounds.
+        """
+        origin = self._origin
+        if origin.ctx.policy.quantize is not None:
+            raise InputError(
+                f"model was prepared with policy {origin.policy!r} and rounds; expected a model "
+                f"or a module prepared in float (gnnfx.convert makes integers of this one)"
+            )
+        mine = {**_named(self), **_named(self, buffers=True)}
+        now = {n: mine[n].detach().clone() for n in origin.traced.program.tensors}
+        program = replace(origin.traced.program.copy(), tensors=now)
+        if args is None and kwargs is None:
+            return replace(origin.traced, program=program)
+        self._inputs.bind(args or (), kwargs or {})
+        example = origin.traced.signature.bind(args or (), kwargs or {})
+        return replace(origin.traced, program=program, example=example)
 
     @property
     def origin(self) -> Origin:
@@ -160,31 +190,56 @@ class PreparedModule(nn.Module):
         self._build(self._device)
 
 
-def _mirror(prepared: nn.Module, model: nn.Module, program: Program) -> None:
-    """Give `prepared` modules, parameters and buffers as `model` has them, copied.
+def captured(
+    model: nn.Module,
+    args: tuple[Any, ...] | None = None,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    training: bool = False,
+) -> Traced:
+    """`model` as a program: traced, or what a module prepared in float was made from."""
+    if isinstance(model, PreparedModule):
+        return model.traced(args, kwargs)
+    return trace_training(model, args, kwargs) if training else trace(model, args, kwargs)
 
+
+def said_of(model: nn.Module) -> list[Remark]:
+    """What was done to a prepared module before, as its pruning."""
+    return list(model.origin.ctx.remarks) if isinstance(model, PreparedModule) else []
+
+
+def _mirror(prepared: nn.Module, model: nn.Module, program: Program) -> None:
+    """Give `prepared` modules, parameters and buffers under the names of `model`, copied.
+
+    Values are the program's where it has them: pruning made them smaller than the model's.
     Constants of the program that the model keeps under no name are buffers that are not saved.
     """
     for path, _ in model.named_modules():
         _submodule(prepared, path)
+    parameters, buffers = _named(model), _named(model, buffers=True)
+    # Of tied parameters, the program may know any one name.
+    values = {id(p): program.tensors[n] for n, p in parameters.items() if n in program.tensors}
     copies: dict[int, Tensor] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        copy = copies.setdefault(
-            id(parameter),
-            nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad),
-        )
+    for name, parameter in parameters.items():
+        value = values.get(id(parameter), parameter).detach().clone()
+        copy = nn.Parameter(value, requires_grad=parameter.requires_grad)
         owner, leaf = _owner(prepared, name)
-        owner.register_parameter(leaf, copy)  # type: ignore[arg-type]
+        owner.register_parameter(leaf, copies.setdefault(id(parameter), copy))  # type: ignore[arg-type]
     saved = set(model.state_dict())
-    for name, buffer in model.named_buffers():
+    for name, buffer in buffers.items():
+        value = program.tensors.get(name, buffer).detach().clone()
         owner, leaf = _owner(prepared, name)
-        owner.register_buffer(leaf, buffer.detach().clone(), persistent=name in saved)
-    known = {n for n, _ in prepared.named_parameters(remove_duplicate=False)}
-    known |= {n for n, _ in prepared.named_buffers(remove_duplicate=False)}
+        owner.register_buffer(leaf, value, persistent=name in saved)
     for name, tensor in program.tensors.items():
-        if name not in known:
+        if name not in parameters and name not in buffers:
             owner, leaf = _owner(prepared, name)
             owner.register_buffer(leaf, tensor.detach().clone(), persistent=False)
+
+
+def _named(module: nn.Module, buffers: bool = False) -> dict[str, Tensor]:
+    """All parameters or buffers of `module`, tied ones under each of their names."""
+    found = module.named_buffers if buffers else module.named_parameters
+    return dict(found(remove_duplicate=False))
 
 
 def _owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:

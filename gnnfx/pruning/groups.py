@@ -21,11 +21,11 @@ from gnnfx.ir.patterns import is_param
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.types import TensorType
 from gnnfx.pruning.labels import Labels, Layout, Unfollowed
+from gnnfx.pruning.norm_rules import BATCH_NORM, INSTANCE_NORM
 from gnnfx.pruning.rules import RULES, Flow
 
 Positions = tuple[tuple[str, int, tuple[int, ...]], ...]
 INPUT, OUTPUT = "is an input of the model", "is an output of the model"
-_BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Groups:
     values: the root label of every position along each axis, by name of the value or tensor.
     depends: edges from a label to the labels that go with it.
     statistics: tensors that shrink with their group but are no weights.
-    norm_scales: scales of batch norms.
+    norm_scales: scales of batch norms and instance norms.
     """
 
     groups: tuple[Group, ...]
@@ -213,8 +213,10 @@ def _ordered(units: list[Unit]) -> tuple[Unit, ...]:
 
 
 def _norm_tensors(program: Program, *roles: str) -> frozenset[str]:
-    """Tensors that batch norms use as one of `roles`."""
-    operands = [norm.args[role] for norm in program.find(_BATCH_NORM) for role in roles]
+    """Tensors that norms with running statistics use as one of `roles`."""
+    operands = [
+        norm.args[role] for norm in program.find(BATCH_NORM, INSTANCE_NORM) for role in roles
+    ]
     return frozenset(operand.param for operand in operands if is_param(operand))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,18 @@ def unit_masks(groups: Groups, units: Iterable[Unit], tensors: Mapping[str, Tens
 def masked(tensor: Tensor, mask: Tensor) -> Tensor:
     """`tensor` with zeros where `mask` is False; a product would leave negative zeros there."""
     return tensor.masked_fill(~mask, 0.0)
+
+
+def keeper_of_zeros(tensors: Mapping[str, Tensor]) -> Callable[[], None]:
+    """A function that sets to zero in `tensors`, in place, what is zero now: for training on."""
+    gone = {name: tensor.detach() == 0 for name, tensor in tensors.items()}
+
+    def keep() -> None:
+        with torch.no_grad():
+            for name, mask in gone.items():
+                tensors[name].masked_fill_(mask, 0.0)
+
+    return keep
 
 
 def zero_units(groups: Groups, tensors: Mapping[str, Tensor]) -> dict[Group, list[Unit]]:

@@ -121,6 +121,7 @@ _ZERO_IF = {
         "aten.to.dtype",
         "aten.to.device",
         "aten.to.dtype_layout",
+        "dropout",
     ),
     "never": (
         *_named("sigmoid hardsigmoid exp log cos rsqrt reciprocal softplus log_sigmoid"),
@@ -264,28 +265,29 @@ def _product(flow: Flow, left: Layout, right: Layout) -> Layout:
 @rule("aten.sum.dim_IntList", "aten.sum.default", "aten.mean.dim", "aten.mean.default")
 def _sum(flow: Flow, instr: Instr) -> Layout:
     # The removal pass scales means, which would otherwise divide by the smaller count.
-    return _reduced(flow, instr, zero_is_neutral=True)
+    return reduced(flow, instr, zero_is_neutral=True)
 
 
 @rule("aten.linalg_vector_norm.default")
 def _vector_norm(flow: Flow, instr: Instr) -> Layout:
-    return _reduced(flow, instr, zero_is_neutral=instr.args["ord"] > 0)
+    return reduced(flow, instr, zero_is_neutral=instr.args["ord"] > 0)
 
 
-@rule("aten.amax.default", "aten.amin.default", "aten.prod.dim_int", "aten.std.default",
+@rule("aten.amax.default", "aten.amin.default", "aten.prod.dim_int",
       "aten.std.dim", "aten.std.correction", "aten.var.default", "aten.var.dim",
       "aten.var.correction", "aten.any.dim", "aten.all.dim")  # fmt: skip
 def _reduce(flow: Flow, instr: Instr) -> Layout:
-    return _reduced(flow, instr, zero_is_neutral=False)
+    return reduced(flow, instr, zero_is_neutral=False)
 
 
 @rule("aten.max.dim", "aten.min.dim")
 def _reduce_with_index(flow: Flow, instr: Instr) -> list[Layout]:
-    reduced = _reduced(flow, instr, zero_is_neutral=False)
-    return [reduced, Layout(reduced.axes, (False,) * len(reduced.axes))]
+    values = reduced(flow, instr, zero_is_neutral=False)
+    return [values, Layout(values.axes, (False,) * len(values.axes))]
 
 
-def _reduced(flow: Flow, instr: Instr, zero_is_neutral: bool) -> Layout:
+def reduced(flow: Flow, instr: Instr, zero_is_neutral: bool) -> Layout:
+    """The layout after reducing dimensions, whose channels stay unless zeros change nothing."""
     x = flow.of(instr.arg)
     dims = dims_of(instr.args.get("dim"), len(x.axes))
     name = instr.op.split(".")[1]
@@ -307,33 +309,3 @@ def _softmax(flow: Flow, instr: Instr) -> Layout:
     dims = dims_of(instr.args["dim"], len(x.axes))
     flow.freeze(x, dims, f"every channel enters {instr.op.split('.')[1]}")
     return Layout(x.axes, (False,) * len(x.axes))
-
-
-@rule("aten._native_batch_norm_legit_no_training.default")
-def _batch_norm(flow: Flow, instr: Instr) -> list[Layout]:
-    x, args = flow.of(instr.arg), instr.args
-    per_channel = [args[n] for n in ("weight", "bias", "running_mean", "running_var")]
-    _join_channels(flow, x.axes[1], per_channel)
-    zero = args["weight"] is not None and args["bias"] is not None
-    # A masked channel of a batch norm is one whose scale and shift are zero.
-    return [x.replace(1, x.axes[1], zero), *[flow.fresh((0,), False)] * 2]
-
-
-@rule("aten.layer_norm.default", "aten.native_layer_norm.default")
-def _layer_norm(flow: Flow, instr: Instr) -> Layouts:
-    x, args = flow.of(instr.arg), instr.args
-    last = len(x.axes) - 1
-    if len(args["normalized_shape"]) != 1 or instr.op != "aten.layer_norm.default":
-        raise Unfollowed("a layer norm over several axes")
-    flow.sums(x, [last], "is averaged by a layer norm")
-    _join_channels(flow, x.axes[last], [args["weight"], args["bias"]])
-    zero = args["weight"] is not None and args["bias"] is not None
-    return x.replace(last, x.axes[last], zero)
-
-
-def _join_channels(flow: Flow, channels: Labels | None, tensors: Sequence[Any]) -> None:
-    """Vectors with one value a channel, where they are given, go with the channels."""
-    for tensor in tensors:
-        labels = None if tensor is None else flow.of(tensor).axes[0]
-        if channels is not None and labels is not None:
-            flow.channels.join(channels, labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from typing import TypeVar
 
@@ -45,17 +45,41 @@ def select_units(
     share: how much of the ratio is due, for schedules.  One unit of a group always stays.
     """
     ratios = group_ratios(groups, prune)
+    scored: dict[Group, Tensor] = {}
     for group in ratios:
-        if group.kept is not None:
-            yield group, group.kept
-            continue
-        scores = unit_scores(groups, group, prune, evidence)
+        scores = group.kept or unit_scores(groups, group, prune, evidence)
         if isinstance(scores, str):
             yield group, scores
-            continue
-        count = min(count_of(ratios[group] * share, len(group.units)), len(group.units) - 1)
-        least = torch.argsort(scores, stable=True)[:count].tolist()
-        yield group, [group.units[i] for i in least]
+        else:
+            scored[group] = scores
+    # A group with a ratio of its own does not compete with the others.
+    ranked = prune.method == "global-structured"
+    pool = {g: s for g, s in scored.items() if ranked and ratios[g] == prune.ratio}
+    yield from _least_of_all(pool, prune.ratio * share)
+    for group, scores in scored.items():
+        if group not in pool:
+            count = min(count_of(ratios[group] * share, len(group.units)), len(group.units) - 1)
+            least = torch.argsort(scores, stable=True)[:count].tolist()
+            yield group, [group.units[i] for i in least]
+
+
+def _least_of_all(pool: Mapping[Group, Tensor], ratio: float) -> Iterator[tuple[Group, list[Unit]]]:
+    """The share `ratio` of the units of all groups that scores least; the best of each stays.
+
+    Scores are compared as multiples of their group's mean, as tensors of different sizes and
+    numbers of coupled tensors have norms of different sizes (as Torch-Pruning does).
+    """
+    relative = {g: s / s.mean().clamp(min=1e-12) for g, s in pool.items()}
+    ranked = [
+        (score, number, unit)
+        for number, (group, scores) in enumerate(relative.items())
+        for unit, score in enumerate(scores.tolist())
+        if unit != int(scores.argmax())
+    ]
+    count = count_of(ratio, sum(len(group.units) for group in pool))
+    chosen = {(number, unit) for _, number, unit in sorted(ranked)[:count]}
+    for number, group in enumerate(pool):
+        yield group, [u for i, u in enumerate(group.units) if (number, i) in chosen]
 
 
 def select_weights(names: list[str], prune: Prune, evidence: Evidence, share: float = 1.0) -> Masks:

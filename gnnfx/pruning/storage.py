@@ -51,6 +51,13 @@ def packed_bytes(packed: Packed) -> int:
     return sum(part.numel() * part.element_size() for part in packed.values())
 
 
+def zeros_remark(name: str, tensor: Tensor) -> str:
+    """What a report says of a weight whose single values were pruned."""
+    share = 1 - int(tensor.count_nonzero()) / max(tensor.numel(), 1)
+    size = packed_bytes(pack(tensor))
+    return f"{share:.0%} of {name} set to zero, stored in {size:,} bytes"
+
+
 def pack_state(state: Mapping[str, Tensor]) -> dict[str, Packed]:
     """A state dict with every tensor packed: tensors only, fit for `torch.save`."""
     return {name: pack(tensor) for name, tensor in state.items()}

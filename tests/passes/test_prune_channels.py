@@ -95,6 +95,15 @@ FOLLOWED = {
     "layer-norm-without-scale": linear_net(
         "  z: f32[N, 4] = aten.layer_norm.default(h, [4], None, None, 1e-05, False)\n"
     ),
+    "layer-norm-over-the-graph": linear_net(
+        "  m: f32[] = aten.mean.default(h)\n  d: f32[N, 4] = aten.sub.Tensor(h, m)\n"
+        "  s: f32[] = aten.std.default(d, False)\n  q: f32[N, 4] = aten.div.Tensor(d, s)\n"
+        "  z: f32[N, 4] = aten.mul.Tensor(q, g)\n",
+        extra="  g: f32[4] = param('g')\n",
+    ),
+    "rms-norm": linear_net(
+        "  z: f32[N, 4] = aten.rms_norm.default(h, [4], g)\n", extra="  g: f32[4] = param('g')\n"
+    ),
     "batch-norm": linear_net(
         "  t: (f32[N, 4], f32[0], f32[0]) = aten._native_batch_norm_legit_no_training.default("
         "h, g, c, mean, var, 0.1, 1e-05)\n  z: f32[N, 4] = getitem(t, 0)\n",
@@ -245,6 +254,17 @@ def test_what_cannot_be_followed_stays(body: str, reason: str) -> None:
             "  z: f32[N, 4] = aten.mul.Tensor(h, m)\n",
             "is reduced by amax, to which a zero is not nothing",
             id="maximum",
+        ),
+        pytest.param(
+            "  z: f32[N, 4] = aten.group_norm.default(h, 2)\n",
+            "is averaged by a group norm with the other channels of its group",
+            id="group-norm",
+        ),
+        pytest.param(
+            "  m: f32[] = aten.mean.default(h)\n  d: f32[N, 4] = aten.sub.Tensor(h, m)\n"
+            "  s: f32[] = aten.std.default(d)\n  z: f32[N, 4] = aten.div.Tensor(d, s)\n",
+            "is reduced by std, to which a zero is not nothing",
+            id="unbiased-deviation",
         ),
         pytest.param(
             "  t: f32[4 * N] = aten.view.default(h, [-1])\n"

@@ -40,6 +40,14 @@ def test_each_spelling_is_raised_and_keeps_its_values(call: str) -> None:
     check_second_run(RaiseMessagePassing(), after)
 
 
+def test_zeros_like_another_value_have_as_many_rows() -> None:
+    text = SCATTER.replace("aten.new_zeros.default(m, [n, 8])", "aten.zeros_like.default(x)")
+    before, after, _ = rewrite(RaiseMessagePassing(), text)
+    assert "scatter" in body(after)
+    src, dst = edges(5, 17)
+    check_values(before, after, torch.randn(5, 8), src, dst)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 import gnnfx
 from gnnfx import Policy, Prune, Pruner, Quantize
-from gnnfx.errors import PolicyError
+from gnnfx.errors import InputError, PolicyError
 from gnnfx.pruning.schedule import share_due
 from tests.models import NODE_MODELS, graph, make
 
@@ -24,7 +25,7 @@ def train(model: nn.Module, pruner: Pruner | None, steps: int) -> list[float]:
     for _ in range(steps):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x, edge_index), classes)
-        if pruner is not None and pruner.prune.method == "structured":
+        if pruner is not None and pruner.prune.removes:
             loss = loss + 1e-4 * pruner.penalty()
         loss.backward()
         optimizer.step()
@@ -59,6 +60,59 @@ def test_train_remove_fine_tune_quantize(name: str) -> None:
     assert any("int8" in op for layer in optimized.report.layers for op in layer.runs_as)
     want, got = small(x, edge_index).detach(), optimized(x, edge_index)
     assert float((got - want).abs().max()) < 0.1 * float(want.abs().max())
+
+
+def fit(model: nn.Module, steps: int, after_step: Callable[[], None] = lambda: None) -> list[float]:
+    """Train on a random graph with batch statistics; the loss of each step."""
+    x, edge_index = graph(30, 100)
+    classes = torch.randint(5, (30,), generator=torch.Generator().manual_seed(0))
+    # Biases before a batch norm have gradients of noise, which Adam would make as large as others.
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model.train()(x, edge_index), classes)
+        loss.backward()
+        optimizer.step()
+        after_step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("name", ["gcn-norm-jk", "gin", "gat"])
+def test_what_was_removed_trains_as_the_masked_model(name: str) -> None:
+    model, inputs = make(name), graph(30, 100)
+    pruner = Pruner(model, Prune(ratio=0.5), inputs)
+    pruner.step()
+    small = pruner.remove()
+    want = fit(model, 4, pruner.step)
+    assert fit(small, 4) == pytest.approx(want, rel=1e-5)
+    again = pruner.remove().state_dict()
+    for key, value in small.state_dict().items():
+        torch.testing.assert_close(value, again[key], rtol=1e-4, atol=1e-5, msg=key)
+    torch.testing.assert_close(small.eval()(*inputs), model.eval()(*inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_removed_drops_out_in_training_only() -> None:
+    model, inputs = make("gcn"), graph(30, 100)
+    small = gnnfx.prepare(Pruner(model, Prune(), inputs).remove(), "fp32", inputs)
+    torch.manual_seed(0)
+    first, second = small.train()(*inputs), small(*inputs)
+    assert not torch.equal(first, second)
+    assert torch.equal(small.eval()(*inputs), small(*inputs))
+
+
+def test_what_was_removed_is_prepared_for_rounding() -> None:
+    model, inputs = make("gcn-norm-jk"), graph(30, 100)
+    pruner = Pruner(model, Prune(ratio=0.5), inputs)
+    pruner.step()
+    prepared = gnnfx.prepare(pruner.remove(), "int8-dq", inputs)
+    fit(prepared, 2)
+    integer = gnnfx.convert(prepared)
+    assert tuple(prepared.get_parameter("convs.1.lin.weight").shape) == (8, 8)
+    assert any("int8" in op for layer in integer.report.layers for op in layer.runs_as)
+    with pytest.raises(InputError, match="prepared with policy 'int8-dq' and rounds"):
+        gnnfx.optimize(prepared, "fp32", inputs)
 
 
 @pytest.mark.parametrize("units", ["channels", "heads"])
@@ -139,8 +193,9 @@ def test_nested_arguments_and_tied_weights_survive() -> None:
     pruner = Pruner(model, Prune(), ({"x": x}, None, edge_index))
     pruner.step()
     small = pruner.remove()
-    assert [tuple(p.shape) for n, p in small.named_parameters() if n == "third.weight"] == [(4, 4)]
-    assert "second.weight" not in dict(small.named_parameters())
+    parameters = dict(small.named_parameters(remove_duplicate=False))
+    assert tuple(parameters["third.weight"].shape) == (4, 4)
+    assert parameters["second.weight"] is parameters["third.weight"]
     want, got = model({"x": x}, None, edge_index), small({"x": x}, None, edge_index)
     assert set(got) == {"out", "own"}
     for key in want:
@@ -171,6 +226,22 @@ def test_the_penalty_shrinks_whole_channels() -> None:
 def test_schedules(schedule: str, shares: list[float | None]) -> None:
     prune = Prune(schedule=schedule, begin=2, end=6, every=2)  # type: ignore[arg-type]
     assert [share_due(prune, step) for step in range(8)] == shares
+
+
+def test_the_least_of_all_layers_go_but_never_all_of_one() -> None:
+    model, inputs = make("gcn-norm-jk"), graph(30, 100)
+    with torch.no_grad():
+        model.get_parameter("convs.0.lin.weight")[:12] *= 1e-3
+        model.get_parameter("norms.0.module.weight")[:12] *= 1e-3
+        model.get_parameter("convs.1.lin.weight")[:, :12] *= 1e-3
+    pruner = Pruner(model, Prune(0.25, method="global-structured"), inputs)
+    pruner.step()
+    small = pruner.remove()
+    assert [small.get_parameter(f"convs.{i}.lin.weight").shape[0] for i in range(3)] == [4, 16, 16]
+    pruner = Pruner(model, Prune(0.95, "global-structured", overrides={"convs.1": 0.5}), inputs)
+    pruner.step()
+    rows = [pruner.remove().get_parameter(f"convs.{i}.lin.weight").shape[0] for i in range(3)]
+    assert rows == [1, 8, 1]
 
 
 def test_overrides_apply_by_layer() -> None:
