@@ -36,6 +36,12 @@ class RaiseMessagePassing(Pass):
         rewriter = Rewriter(program, self.name)
         for instr in rewriter.program.instrs:
             match _raised(instr):
+                case ("scatter", (messages, index, start, reduce)):
+                    rows = _rows(rewriter, instr, start)
+                    total = rewriter.insert(instr, "scatter", messages, index, rows, reduce)
+                    if constant_value(start) != 0.0:
+                        total = rewriter.insert(instr, "aten.add.Tensor", start, total)
+                    rewriter.replace(instr, total)
                 case (op, args):
                     rewriter.replace(instr, rewriter.insert(instr, op, *args))
                 case str(reason):
@@ -51,7 +57,10 @@ Raised = tuple[str, tuple[Any, ...]]
 
 
 def _raised(instr: Instr) -> Raised | str | None:
-    """The gnnfx op for one ATen instruction, why there is none, or None if it is another op."""
+    """The gnnfx op for one ATen instruction, why there is none, or None if it is another op.
+
+    A scatter comes with the value that it starts from in the place of its row count.
+    """
     args = instr.args if instr.op.startswith("aten.") else {}
     match instr.op:
         case "aten.index_select.default":
@@ -83,7 +92,7 @@ def _raised(instr: Instr) -> Raised | str | None:
 def _scatter(instr: Instr, messages: Any, reduce: str, index: Any = None) -> Raised | str:
     if instr.args.get("dim", 0) % max(len(instr.shape), 1) != 0:
         return f"reduces into dimension {instr.args['dim']}, not rows"
-    if constant_value(instr.arg) != 0.0:
+    if constant_value(instr.arg) != 0.0 and reduce != "sum":
         return f"{instr.arg} is not all zeros, so the reduction does not start from nothing"
     index = row_vector(index or instr.args["index"])
     if index is None:
@@ -92,13 +101,20 @@ def _scatter(instr: Instr, messages: Any, reduce: str, index: Any = None) -> Rai
         return "fewer messages are used than there are"
     if len(messages.shape) != len(instr.shape) or messages.shape[1:] != instr.shape[1:]:
         return "messages and rows differ in width"
-    return "scatter", (messages, index, _rows(instr.arg), reduce)
+    return "scatter", (messages, index, instr.arg, reduce)
 
 
-def _rows(zeros: Instr) -> Any:
-    """The row count of an all-zero tensor, as the program computes it."""
-    size = zeros.args.get("size")
-    return size[0] if isinstance(size, list) else zeros.shape[0]
+def _rows(rewriter: Rewriter, instr: Instr, start: Instr) -> Any:
+    """The row count of `start` [N, ...], from what depends least on features."""
+    if isinstance(start.shape[0], int):
+        return start.shape[0]
+    if start.op in ("aten.zeros.default", "aten.new_zeros.default"):
+        return start.args["size"][0]
+    for value in rewriter.program.inputs:
+        if start.shape[0] in value.shape:
+            at = value.shape.index(start.shape[0])
+            return rewriter.insert(instr, "aten.sym_size.int", value, at)
+    return rewriter.insert(instr, "aten.sym_size.int", start, 0)
 
 
 def _is_index(value: Instr) -> bool:

@@ -43,7 +43,14 @@ def test_each_spelling_is_raised_and_keeps_its_values(call: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        pytest.param("new_zeros", "new_ones", "is not all zeros", id="starts-from-ones"),
+        pytest.param(
+            "aten.new_zeros.default(m, [n, 8])\n"
+            "  y: f32[N, 8] = aten.scatter_add.default(z, 0, i, m)",
+            "aten.new_ones.default(m, [n, 8])\n"
+            "  y: f32[N, 8] = aten.scatter_reduce.two(z, 0, i, m, 'amax', include_self=False)",
+            "is not all zeros",
+            id="starts-from-ones",
+        ),
         pytest.param(
             "aten.scatter_add.default(z, 0, i, m)",
             "aten.scatter_reduce.two(z, 0, i, m, 'amax')",
@@ -75,6 +82,27 @@ program columns(m: f32[E, 8], i: i64[E, 8], n: int[N])
     before, after, ctx = rewrite(RaiseMessagePassing(), text)
     assert after is before
     assert "an index of its own" in ctx.remarks[0].text
+
+
+def test_a_sum_that_starts_from_values_is_a_scatter_added_to_them() -> None:
+    text = SCATTER.replace("aten.new_zeros.default(m, [n, 8])", "aten.relu.default(x)")
+    before, after, _ = rewrite(RaiseMessagePassing(), text)
+    assert body(after)[-2:] == ["scatter", "aten.add.Tensor"]
+    src, dst = edges(5, 17)
+    check_values(before, after, torch.randn(5, 8), src, dst)
+    check_second_run(RaiseMessagePassing(), after)
+
+
+@pytest.mark.parametrize(
+    "zeros", ["aten.zeros_like.default(x)", "aten.full_like.default(x, 0)"], ids=["zeros", "full"]
+)
+def test_zeros_like_a_feature_have_as_many_rows(zeros: str) -> None:
+    text = SCATTER.replace("aten.new_zeros.default(m, [n, 8])", zeros)
+    before, after, _ = rewrite(RaiseMessagePassing(), text)
+    assert "scatter" in body(after)
+    assert next(after.find("scatter")).args["num_rows"].arg.op == "input"
+    src, dst = edges(5, 17)
+    check_values(before, after, torch.randn(5, 8), src, dst)
 
 
 MEAN = """\
