@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from gnnfx.errors import InputError, TraceError
 from gnnfx.frontend.data_dependent import Assumptions, decided_by, numbers_of
+from gnnfx.frontend.empty_index import extend_indices
 from gnnfx.frontend.example import CHECK_SIZES, TRACE_SIZES, is_edge_index, make_example, resize
 from gnnfx.frontend.functionalize import functionalize
 from gnnfx.frontend.keep import Call, at_fault, place_sites, submodule_calls
@@ -300,7 +301,9 @@ def _export(
                 exported = torch.export.export(
                     adapter, (values,), dynamic_shapes=shapes, strict=False
                 )
-                return functionalize(exported), assumptions
+                functional = functionalize(exported)
+                extend_indices(functional.graph)
+                return functional, assumptions
         except Exception as error:
             raise TraceError(
                 f"torch.export could not capture {name}: {_first_line(error)}"
