@@ -63,10 +63,11 @@ class DeepGCN(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
         x, edge_attr = self.nodes(x), self.edges(edge_attr)
-        x = self.layers[0].conv(x, edge_index, edge_attr)
+        first: Any = self.layers[0]
+        x = first.conv(x, edge_index, edge_attr)
         for layer in self.layers[1:]:
             x = layer(x, edge_index, edge_attr)
-        return self.out(self.layers[0].act(self.layers[0].norm(x)))  # type: ignore[no-any-return]
+        return self.out(first.act(first.norm(x)))  # type: ignore[no-any-return]
 
 
 def _pna() -> nn.Module:

@@ -19,9 +19,9 @@ from gnnfx.ir.patterns import constant_value, is_param, row_vector
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
+from gnnfx.passes.quotients import Raised, mean, softmax
 
 _REDUCES = {"sum": "sum", "mean": "mean", "amax": "max", "amin": "min", "prod": "mul"}
-_SOFTMAX_EPS = 1e-16
 
 
 class RaiseMessagePassing(Pass):
@@ -47,13 +47,10 @@ class RaiseMessagePassing(Pass):
                 case str(reason):
                     ctx.missed(instr, reason)
         for instr in rewriter.program.find("aten.div.Tensor"):
-            if (found := _mean(instr) or _softmax(instr)) is not None:
+            if (found := mean(instr) or softmax(instr)) is not None:
                 op, args = found
                 rewriter.replace(instr, rewriter.insert(instr, op, *args))
         return rewriter.finish()
-
-
-Raised = tuple[str, tuple[Any, ...]]
 
 
 def _raised(instr: Instr) -> Raised | str | None:
@@ -123,50 +120,3 @@ def _is_index(value: Instr) -> bool:
         and value.dtype is not None
         and not (value.dtype.is_floating_point or str(value.dtype) == "torch.bool")
     )
-
-
-def _mean(div: Instr) -> Raised | None:
-    """scatter(m, i, n, sum) / clamp(scatter(1, i, n, sum), 1)."""
-    total, count = div.args["self"], row_vector(div.args["other"])
-    if not isinstance(total, Instr) or total.op != "scatter" or count is None:
-        return None
-    clamps = count.op in ("aten.clamp.default", "aten.clamp_min.default")
-    if not clamps or count.args["min"] != 1 or count.args.get("max") is not None:
-        return None
-    count = count.arg
-    if count.op != "scatter" or constant_value(count.arg) != 1.0:
-        return None
-    same = all(total.args[k] == count.args[k] for k in ("index", "num_rows", "reduce"))
-    if not same or total.args["reduce"] != "sum":
-        return None
-    return "scatter", (total.arg, total.args["index"], total.args["num_rows"], "mean")
-
-
-def _softmax(div: Instr) -> Raised | None:
-    """exp(l - max) / (sum of the same + 1e-16), maximum and sum over the edges of a node."""
-    weights, total = div.args["self"], div.args["other"]
-    if not _is(weights, "aten.exp.default") or not _is(total, "gather"):
-        return None
-    index, total = total.args["index"], total.arg
-    if not _is(total, "aten.add.Tensor") or total.args["other"] != _SOFTMAX_EPS:
-        return None
-    total, shifted = total.arg, weights.arg
-    if not _is(total, "scatter") or total.arg != weights or total.args["index"] != index:
-        return None
-    if not _is(shifted, "aten.sub.Tensor") or not _is(shifted.args["other"], "gather"):
-        return None
-    logits, highest = shifted.arg, shifted.args["other"]
-    if highest.args["index"] != index or not _is(highest.arg, "scatter"):
-        return None
-    highest = highest.arg
-    if highest.args["reduce"] != "max" or total.args["reduce"] != "sum":
-        return None
-    # The maximum drops out of the quotient, so that its gradient does not matter.
-    shifted_by = highest.arg.arg if _is(highest.arg, "aten.detach.default") else highest.arg
-    if shifted_by != logits or highest.args["index"] != index:
-        return None
-    return "edge_softmax", (logits, index, total.args["num_rows"])
-
-
-def _is(value: Any, op: str) -> bool:
-    return isinstance(value, Instr) and value.op == op

@@ -167,3 +167,50 @@ def test_the_softmax_composite_is_one_op() -> None:
 def test_what_is_almost_a_softmax_stays(old: str, new: str) -> None:
     _, after, _ = rewrite(RaiseMessagePassing(), SOFTMAX.replace(old, new))
     assert "edge_softmax" not in body(after)
+
+
+OTHER_SOFTMAX = {
+    "epsilon-after-gather": [
+        ("  p: f32[N, 4] = aten.add.Tensor(t, 1e-16)\n", ""),
+        (
+            "  q: f32[E, 4] = aten.index_select.default(p, 0, dst)\n",
+            "  p: f32[E, 4] = aten.index_select.default(t, 0, dst)\n"
+            "  q: f32[E, 4] = aten.add.Tensor(p, 1e-12)\n",
+        ),
+    ],
+    "low-start": [
+        (
+            "h: f32[N, 4] = aten.scatter_reduce.two(z, 0, i, l, 'amax', include_self=False)",
+            "o: f32[N, 4] = aten.new_full.default(l, [n, 4], -1e9)\n"
+            "  h: f32[N, 4] = aten.scatter_reduce.two(o, 0, i, l, 'amax')",
+        ),
+    ],
+    "unshifted": [("aten.exp.default(s)", "aten.exp.default(l)"), ("(t, 1e-16)", "(t, 0.0)")],
+    "shifted-by-least": [("'amax'", "'amin'"), ("(t, 1e-16)", "(t, 0.0)")],
+}
+
+
+@pytest.mark.parametrize("edits", OTHER_SOFTMAX.values(), ids=OTHER_SOFTMAX)
+def test_other_spellings_of_softmax(edits: list[tuple[str, str]]) -> None:
+    text = SOFTMAX
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new)
+    before, after, _ = rewrite(RaiseMessagePassing(), text)
+    assert body(after) == ["edge_softmax"]
+    _, dst = edges(5, 17)
+    check_values(before, after, torch.randn(17, 4), dst, 5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("aten.exp.default(s)", "aten.exp.default(l)"),
+        ("two(z, 0, i, l, 'amax', include_self=False)", "two(z, 0, i, l, 'amax')"),
+    ],
+    ids=["unshifted", "start-of-0"],
+)
+def test_an_epsilon_counts_where_sums_may_be_small(old: str, new: str) -> None:
+    assert old in SOFTMAX
+    _, after, _ = rewrite(RaiseMessagePassing(), SOFTMAX.replace(old, new))
+    assert "edge_softmax" not in body(after)
