@@ -121,6 +121,14 @@ def _pooled(g: Graph) -> tuple[Any, ...]:
     return g.x, g.edge_index, g.batch
 
 
+def _close_by(pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of points of one graph that are less than 2 apart, and how far."""
+    distance = (pos[:, None] - pos[None]).norm(dim=-1)
+    same = batch[:, None] == batch[None]
+    edge_index = ((distance < 2.0) & same & (distance > 0)).nonzero().t()
+    return edge_index, distance[edge_index[0], edge_index[1]]
+
+
 def _hetero(g: Graph) -> tuple[Any, ...]:
     edges = {("a", "to", "b"): g.edge_index, ("b", "of", "a"): g.edge_index.flip(0)}
     return {"a": g.x, "b": g.x.flip(0)}, edges
@@ -147,7 +155,6 @@ CONV: dict[str, Layer] = {
         lambda g: (torch.stack([g.x, g.x.flip(0)], 1), g.edge_index),
     ),
     "DirGNNConv": Layer(lambda: pyg.DirGNNConv(pyg.SAGEConv(F, H)), _plain),
-    "DynamicEdgeConv": Layer(lambda: pyg.DynamicEdgeConv(_mlp(2 * F), k=3), _sets),
     "EGConv": Layer(lambda: pyg.EGConv(F, H, ["sum", "std"], num_heads=2), _plain),
     "EdgeConv": Layer(lambda: pyg.EdgeConv(_mlp(2 * F)), _plain),
     "FAConv": Layer(lambda: pyg.FAConv(F), lambda g: (g.x, g.x.flip(0), g.edge_index)),
@@ -172,7 +179,6 @@ CONV: dict[str, Layer] = {
     "GatedGraphConv": Layer(lambda: pyg.GatedGraphConv(10, num_layers=2), _weighted),
     "GeneralConv": Layer(lambda: pyg.GeneralConv(F, H, 3, attention=True, heads=2), _with_attr),
     "GraphConv": Layer(lambda: pyg.GraphConv(F, H, aggr="max"), _weighted),
-    "GravNetConv": Layer(lambda: pyg.GravNetConv(F, H, 3, 4, k=3), _sets),
     "HANConv": Layer(lambda: pyg.HANConv(F, H, _METADATA, heads=2), _hetero),
     "HEATConv": Layer(
         lambda: pyg.HEATConv(F, H, TYPES, TYPES, 4, 3, 5, heads=2),
@@ -192,7 +198,6 @@ CONV: dict[str, Layer] = {
     ),
     "MixHopConv": Layer(lambda: pyg.MixHopConv(F, H, powers=[0, 1, 2]), _weighted),
     "NNConv": Layer(lambda: pyg.NNConv(F, H, _mlp(3, F * H)), _with_attr),
-    "PANConv": Layer(lambda: pyg.PANConv(F, H, filter_size=2), _plain, kept=True),
     "PDNConv": Layer(lambda: pyg.PDNConv(F, H, 3, 4), _with_attr),
     "PNAConv": Layer(
         lambda: pyg.PNAConv(
@@ -224,9 +229,6 @@ CONV: dict[str, Layer] = {
     ),
     "WLConv": Layer(lambda: pyg.WLConv(), lambda g: (g.atoms, g.edge_index), kept=True),
     "WLConvContinuous": Layer(lambda: pyg.WLConvContinuous(), _weighted),
-    "XConv": Layer(
-        lambda: pyg.XConv(F, H, dim=3, kernel_size=3), lambda g: (g.x, g.pos, g.batch), kept=True
-    ),
 }
 
 AGGREGATIONS: dict[str, Layer] = {
@@ -240,7 +242,6 @@ AGGREGATIONS: dict[str, Layer] = {
         lambda: pyg.EquilibriumAggregation(F, H, [10], grad_iter=2), _sets, kept=True
     ),
     "GRUAggregation": Layer(lambda: pyg.GRUAggregation(F, H), _sets, kept=True),
-    "GlobalAttention": Layer(lambda: pyg.GlobalAttention(_mlp(F, 1)), _sets),
     "GraphMultisetTransformer": Layer(lambda: pyg.GraphMultisetTransformer(F, k=3, heads=2), _sets),
     "LCMAggregation": Layer(lambda: pyg.LCMAggregation(F, H), _sets, kept=True),
     "LSTMAggregation": Layer(lambda: pyg.LSTMAggregation(F, H), _sets, kept=True),
@@ -261,7 +262,7 @@ AGGREGATIONS: dict[str, Layer] = {
         _sets,
     ),
     "PatchTransformerAggregation": Layer(
-        lambda: pyg.PatchTransformerAggregation(F, H, 2, 8, 1, heads=2), _sets
+        lambda: pyg.PatchTransformerAggregation(F, H, 2, 8, 1, heads=2), _sets, kept=True
     ),
     "PowerMeanAggregation": Layer(lambda: pyg.PowerMeanAggregation(learn=True), _sets),
     "QuantileAggregation": Layer(lambda: pyg.QuantileAggregation([0.2, 0.7]), _sets),
@@ -326,21 +327,15 @@ MODELS: dict[str, Layer] = {
     "DeepGCNLayer": Layer(
         lambda: pyg.DeepGCNLayer(pyg.GENConv(F, F), nn.LayerNorm(F), nn.ReLU()), _plain
     ),
-    "DimeNet": Layer(
-        lambda: pyg.DimeNet(10, 1, 2, 4, 3, 3), lambda g: (g.atoms, g.pos, g.batch), kept=True
-    ),
-    "DimeNetPlusPlus": Layer(
-        lambda: pyg.DimeNetPlusPlus(10, 1, 2, 8, 8, 8, 3, 3),
-        lambda g: (g.atoms, g.pos, g.batch),
-        kept=True,
-    ),
     "EdgeCNN": Layer(lambda: pyg.EdgeCNN(F, 10, 2, H), _plain),
     "GAT": Layer(lambda: pyg.GAT(F, 10, 2, H, v2=True, heads=2, jk="cat"), _plain),
     "GCN": Layer(lambda: pyg.GCN(F, 10, 2, H, norm="layer_norm"), _weighted),
     "GIN": Layer(lambda: pyg.GIN(F, 10, 2, H, norm="batch_norm", jk="max"), _plain),
     "GraphSAGE": Layer(lambda: pyg.GraphSAGE(F, 10, 3, H, jk="lstm"), _plain),
     "GraphUNet": Layer(lambda: pyg.GraphUNet(F, 10, H, depth=2, pool_ratios=0.6), _plain),
-    "GroupAddRev": Layer(lambda: pyg.GroupAddRev(pyg.SAGEConv(F // 2, F // 2)), _plain),
+    "GroupAddRev": Layer(
+        lambda: pyg.GroupAddRev(pyg.SAGEConv(F // 2, F // 2), num_groups=2, disable=True), _plain
+    ),
     "HeteroJumpingKnowledge": Layer(
         lambda: pyg.HeteroJumpingKnowledge(["a", "b"], "cat"),
         lambda g: ({"a": [g.x, g.x.exp()], "b": [g.x.flip(0), g.x]},),
@@ -365,7 +360,7 @@ MODELS: dict[str, Layer] = {
         _plain,
     ),
     "Polynormer": Layer(
-        lambda: pyg.Polynormer(F, 10, H, local_layers=1, global_layers=1, num_heads=2),
+        lambda: pyg.Polynormer(F, 10, H, local_layers=1, global_layers=1, heads=2),
         lambda g: (g.x, g.edge_index, g.batch),
     ),
     "RECT_L": Layer(lambda: pyg.RECT_L(F, 10), _weighted),
@@ -373,12 +368,8 @@ MODELS: dict[str, Layer] = {
         lambda: pyg.SGFormer(F, 10, H, trans_num_heads=2), lambda g: (g.x, g.edge_index, g.batch)
     ),
     "SchNet": Layer(
-        lambda: pyg.SchNet(10, 8, 2, 6), lambda g: (g.atoms, g.pos, g.batch), kept=True
-    ),
-    "ViSNet": Layer(
-        lambda: pyg.ViSNet(hidden_channels=8, num_heads=2, num_layers=1, num_rbf=4),
+        lambda: pyg.SchNet(10, 8, 2, 6, interaction_graph=_close_by),
         lambda g: (g.atoms, g.pos, g.batch),
-        kept=True,
     ),
 }
 
@@ -405,6 +396,14 @@ OTHERS: dict[str, Layer] = {
 LAYERS = CONV | AGGREGATIONS | NORMS | POOLING | DENSE | MODELS | OTHERS
 
 NOT_CALLED: dict[str, str] = {
+    "DimeNet": "needs pyg-lib and torch-sparse",
+    "DimeNetPlusPlus": "needs pyg-lib and torch-sparse",
+    "DynamicEdgeConv": "needs pyg-lib; its layer is EdgeConv",
+    "GravNetConv": "needs pyg-lib",
+    "PANConv": "needs torch-sparse",
+    "ViSNet": "needs pyg-lib",
+    "XConv": "needs pyg-lib",
+    "GlobalAttention": "the old name of AttentionalAggregation",
     "ARGA": "a trainer around an encoder: its forward is the encoder's",
     "ARGVA": "a trainer around an encoder: its forward is the encoder's",
     "ARLinkPredictor": "embeddings without a graph",

@@ -234,6 +234,9 @@ class SparseMatrix(_Tensor):  # type: ignore[misc]
     def detach(self) -> SparseMatrix:
         return self.with_value(self.value.detach())
 
+    def clone(self) -> SparseMatrix:
+        return self.with_value(self.value.clone())
+
     def requires_grad_(self, requires_grad: bool = True) -> SparseMatrix:
         return self
 
@@ -409,7 +412,14 @@ def _dense_to_sparse(dense: Tensor, *args: Any, **kwargs: Any) -> SparseMatrix:
     return SparseMatrix(index[0], index[1], value, tuple(dense.shape), torch.sparse_coo, True)
 
 
+def _linear(x: SparseMatrix, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    out: Tensor = x.matmul(weight.t())
+    return out if bias is None else out + bias
+
+
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    torch.nn.functional.linear: _linear,
+    torch.clone: lambda a: a.clone(),
     torch.sparse.mm: lambda a, b, reduce="sum": a.matmul(b, reduce),
     torch.mm: lambda a, b: a.matmul(b),
     torch.matmul: lambda a, b: a.matmul(b),

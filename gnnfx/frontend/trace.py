@@ -277,7 +277,7 @@ def _verify_form(traced: Traced, name: str, inputs: dict[str, Any]) -> None:
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode; layers that cache their first graph are told not to."""
+    """A copy in eval mode; layers that cache their first graph are told not to, and forget it."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():
@@ -287,6 +287,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     for module in frozen.modules():
         if getattr(module, "cached", False) is True:
             setattr(module, "cached", False)  # noqa: B010  (nn.Module types attributes as tensors)
+            vars(module).update({n: None for n in vars(module) if n.startswith("_cached_")})
     return frozen
 
 
