@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import gnnfx.kernels  # noqa: F401  (registers every op)
+from gnnfx.agreement import disagreement
 from gnnfx.backend.call import Call
 from gnnfx.backend.module import KeptModel, OptimizedModule
 from gnnfx.calibrate import calibrate
@@ -29,8 +30,6 @@ from gnnfx.pipeline import FLOAT_FACTS, float_passes, lower_passes, observe_pass
 from gnnfx.policy import Policy, as_policy
 from gnnfx.report import Report
 
-# Sums are reordered, never rounded more coarsely: float32 noise on outputs of order 1.
-_TOLERANCE = 1e-4
 _ROWS_LOOKED_AT = 1000
 
 
@@ -215,14 +214,10 @@ def verify_outputs(
 def _verify_output(
     model: nn.Module, program: Program, number: int, want: Tensor, have: Tensor
 ) -> None:
-    scale = max(float(want.abs().max()) if want.numel() else 0.0, 1e-6)
-    worst = float("inf")
-    if want.shape == have.shape:
-        worst = float((want - have).abs().nan_to_num().max()) if want.numel() else 0.0
-    if worst > _TOLERANCE * scale:
+    if (gap := disagreement(want, have)) is not None:
         source = program.results[number]
         raise MismatchError(
-            f"output {number} of {type(model).__name__} differs by {worst:.3g} from the model "
-            f"(scale {scale:.3g}) after optimization, at {source.name} of module "
-            f"{source.module or '(top)'!r}; this is a fault of gnnfx, please report it"
+            f"output {number} of {type(model).__name__} {gap} after optimization, at "
+            f"{source.name} of module {source.module or '(top)'!r}; this is a fault of gnnfx, "
+            f"please report it"
         )

@@ -36,6 +36,11 @@ class RaiseMessagePassing(Pass):
         rewriter = Rewriter(program, self.name)
         for instr in rewriter.program.instrs:
             match _raised(instr):
+                case ("scatter", (messages, index, str(), reduce)):
+                    like = instr.arg.arg if instr.arg.op.endswith("_like.default") else instr.arg
+                    rows = rewriter.insert(instr, "aten.sym_size.int", like, 0)
+                    args = (messages, index, rows, reduce)
+                    rewriter.replace(instr, rewriter.insert(instr, "scatter", *args))
                 case (op, args):
                     rewriter.replace(instr, rewriter.insert(instr, op, *args))
                 case str(reason):
@@ -96,7 +101,7 @@ def _scatter(instr: Instr, messages: Any, reduce: str, index: Any = None) -> Rai
 
 
 def _rows(zeros: Instr) -> Any:
-    """The row count of an all-zero tensor, as the program computes it."""
+    """The row count of an all-zero tensor, as the program computes it; a name if it does not."""
     size = zeros.args.get("size")
     return size[0] if isinstance(size, list) else zeros.shape[0]
 

@@ -12,7 +12,7 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 
 # Lowest first.  A row holds packages and modules that know nothing of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("gnnfx.errors", "gnnfx.measure"),
+    ("gnnfx.errors", "gnnfx.measure", "gnnfx.agreement"),
     ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file"),
     ("gnnfx.training_policy", "gnnfx.graph_cache"),
     ("gnnfx.policy",),
@@ -24,8 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.frontend", "gnnfx.report", "gnnfx.calibrate"),
     ("gnnfx.backend",),
     ("gnnfx.pipeline", "gnnfx.artifact"),
-    ("gnnfx.api", "gnnfx.pruner"),
-    ("gnnfx.prepare", "gnnfx.finetune", "gnnfx.history"),
+    ("gnnfx.api", "gnnfx.pruner", "gnnfx.compiled_graph"),
+    ("gnnfx.dynamo", "gnnfx.prepare", "gnnfx.finetune", "gnnfx.history"),
     ("gnnfx.bisect", "gnnfx.html"),
     ("gnnfx",),
     ("gnnfx.demo", "gnnfx.artifact_commands", "gnnfx.dump"),

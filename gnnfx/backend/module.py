@@ -66,16 +66,18 @@ class OptimizedModule(nn.Module):
             return self._eager(*args, **kwargs)
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves = self._inputs.bind(args, kwargs)
+        results = self.run(self._inputs.bind(args, kwargs))
+        return pytree.tree_unflatten(list(results), self.call.out_spec)
+
+    def run(self, leaves: Sequence[Any]) -> Sequence[Any]:
+        """The program's results for its inputs, which must be what the program takes."""
         tensors, sizes = self._inputs.graph(leaves)
         if torch.compiler.is_compiling():
             values = torch.ops.gnnfx.structure(tensors, sizes, self._handle)
-            results = self._feature(*leaves, *values)
-        else:
-            values = self._cache.lookup(tensors, sizes)
-            run = self._direct if all(map(_is_plain, leaves)) else type(self._feature).forward
-            results = run(self._feature, *leaves, *values)
-        return pytree.tree_unflatten(list(results), self.call.out_spec)
+            return self._feature(*leaves, *values)  # type: ignore[no-any-return]
+        values = self._cache.lookup(tensors, sizes)
+        run = self._direct if all(map(_is_plain, leaves)) else type(self._feature).forward
+        return run(self._feature, *leaves, *values)  # type: ignore[no-any-return]
 
     def ir(self) -> str:
         """The optimized program as text."""
