@@ -58,11 +58,11 @@ class OptimizedModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's outputs; raises InputError for arguments that the example had otherwise."""
+        if self._eager is None:  # torch.compile cannot leave a graph from within a try block
+            return self._run(args, kwargs)
         try:
             return self._run(args, kwargs)
         except AssumptionError:
-            if self._eager is None:
-                raise
             return self._eager(*args, **kwargs)
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
