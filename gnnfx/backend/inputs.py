@@ -85,6 +85,19 @@ class Inputs:
             except IndexError as error:
                 raise InputError(f"an index of the graph is out of range: {error}") from error
 
+    def compute_traced(
+        self, structure: Callable[..., Any], tensors: Sequence[Tensor], sizes: Sequence[Any]
+    ) -> list[Tensor]:
+        """As `compute`, with the checks as ops that stay in what is traced."""
+        for bound in self._bounds:
+            tensor = tensors[bound.index] if bound.row is None else tensors[bound.index][bound.row]
+            count = bound.count
+            rows = sizes[self._sizes.index(count)] if isinstance(count, tuple) else count
+            leaf = self._checks[self._tensors[bound.index]].leaf
+            message = f"argument {leaf!r} holds a node that names no row"
+            torch._assert_async(((tensor >= 0) & (tensor < rows)).all(), message)
+        return list(structure(*tensors, *sizes[: self._used_sizes]))
+
     def needs_gradient(self, tensors: Sequence[Tensor]) -> str | None:
         """The first input of the graph that requires a gradient, by name."""
         for position, tensor in zip(self._tensors, tensors, strict=True):

@@ -72,6 +72,10 @@ class OptimizedModule(nn.Module):
     def run(self, leaves: Sequence[Any]) -> Sequence[Any]:
         """The program's results for its inputs, which must be what the program takes."""
         tensors, sizes = self._inputs.graph(leaves)
+        if torch.compiler.is_exporting():
+            # An exported program has no memory of graphs: it computes their structure each time.
+            values = self._inputs.compute_traced(self._structure, tensors, sizes)
+            return self._feature(*leaves, *values)  # type: ignore[no-any-return]
         if torch.compiler.is_compiling():
             values = torch.ops.gnnfx.structure(tensors, sizes, self._handle)
             return self._feature(*leaves, *values)  # type: ignore[no-any-return]
