@@ -51,15 +51,20 @@ def optimize(
         Without it, scales are computed from the values of each call.
 
     Submodules that cannot be captured, or the whole model, run as they are and are named in the
-    report with the reason.  Raises InputError, PolicyError or CalibrationError for what the caller
-    can mend, TraceError if nothing of a model that shall be quantized can be captured,
-    MismatchError if the program does not compute what the model computes.
+    report with the reason; so does a model in another precision that the passes cannot take.
+    Raises InputError, PolicyError or CalibrationError for what the caller can mend, TraceError if
+    nothing of a model that shall be quantized can be captured, MismatchError if the program does
+    not compute what the model computes.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     ctx = PassContext(as_policy(policy))
     name = policy if isinstance(policy, str) else "custom"
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if (precision := _other_precision(model)) and ctx.policy != Policy():
+        raise InputError(
+            f"policy {name!r} takes models in float32, and {precision}; give it model.float()"
+        )
     try:
         traced = capture(model, ctx, example_inputs, example_kwargs)
     except TraceError as error:
@@ -68,8 +73,10 @@ def optimize(
         return KeptModel(frozen_copy(model), Report.of_kept(name, before, str(error)))
     try:
         program = run_passes(model, traced, ctx, calibration)
-    except MismatchError:
-        reason = _capture_differs(model, traced)
+    except (RuntimeError, ValueError) as error:
+        reason = precision
+        if reason is None and isinstance(error, MismatchError):
+            reason = _capture_differs(model, traced)
         if reason is None or ctx.policy.quantize is not None:
             raise
         return KeptModel(frozen_copy(model), Report.of_kept(name, before, reason))
@@ -77,6 +84,14 @@ def optimize(
     # A graph that takes a branch which was not captured runs as the model would run it.
     eager = frozen_copy(model) if any(program.find("assume")) else None
     return OptimizedModule(Call.of(traced), program, report, eager)
+
+
+def _other_precision(model: nn.Module) -> str | None:
+    """A parameter that is not float32, in words, or None."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            return f"parameter {name!r} is {parameter.dtype}"
+    return None
 
 
 def _capture_differs(model: nn.Module, traced: Traced) -> str | None:

@@ -70,7 +70,17 @@ class OptimizedModule(nn.Module):
         return pytree.tree_unflatten(list(results), self.call.out_spec)
 
     def run(self, leaves: Sequence[Any]) -> Sequence[Any]:
-        """The program's results for its inputs, which must be what the program takes."""
+        """The program's results for its inputs, which must be what the program takes.
+
+        Autocast changes nothing: the program computes in the dtypes it was made for.
+        """
+        device = next((t.device.type for t in leaves if isinstance(t, Tensor)), "cpu")
+        if not torch.is_autocast_enabled(device):
+            return self._run_parts(leaves)
+        with torch.autocast(device, enabled=False):
+            return self._run_parts(leaves)
+
+    def _run_parts(self, leaves: Sequence[Any]) -> Sequence[Any]:
         tensors, sizes = self._inputs.graph(leaves)
         if torch.compiler.is_exporting():
             # An exported program has no memory of graphs: it computes their structure each time.
@@ -119,6 +129,15 @@ class OptimizedModule(nn.Module):
             for t in self._structure_results
             if isinstance(t, TensorType)
         ]
+
+    def __getattr__(self, name: str) -> Any:
+        """Modules and tensors of the model, which live in the feature part."""
+        feature = self.__dict__.get("_modules", {}).get("_feature")
+        if feature is not None:
+            for members in (feature._modules, feature._parameters, feature._buffers):
+                if name in members:
+                    return members[name]
+        return super().__getattr__(name)
 
     def _compute(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
         return self._inputs.compute(self._structure, tensors, sizes)
