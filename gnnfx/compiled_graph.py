@@ -131,6 +131,7 @@ class CompiledGraph:
         report = Report.of("compiled", before.tensors, program, ctx.remarks)
         module = OptimizedModule(call, program, report)
         logger.info("optimized a graph:\n%s", module.ir())
+        logger.debug("%s", report)
         return _Optimized(lambda values: list(module.run([values[n] for n in order])), folded)
 
     def _passes(self, program: Program, ctx: PassContext) -> Program:

@@ -44,7 +44,8 @@ def _lookup(tensors: list[Tensor], sizes: list[int], handle: int) -> list[Tensor
 @functools.cache
 def _untraced() -> Callable[..., list[Tensor]]:
     """`_lookup`, of which Dynamo compiles no part; made late, as this imports Dynamo."""
-    return torch.compiler.disable(_lookup)
+    disabled: Callable[..., list[Tensor]] = torch.compiler.disable(_lookup)
+    return disabled
 
 
 def _run(tensors: list[Tensor], sizes: list[int], handle: int) -> list[Tensor]:
