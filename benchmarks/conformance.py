@@ -18,6 +18,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch.utils import _pytree as pytree
 
 import gnnfx
 
+_SETTLED = ("optimized", "not counted")
 FOLDERS = ("conv", "models", "aggr", "pool")
 RTOL = 1e-4
 
@@ -38,13 +40,13 @@ RTOL = 1e-4
 class Catcher:
     """A pytest plugin that tries `optimize` on every outermost module call of a test."""
 
-    def __init__(self, results: Path, per_class: int) -> None:
+    def __init__(self, results: Path, per_class: int, earlier: list[dict[str, Any]]) -> None:
         self.results = results
         self.per_class = per_class
         self.configurations: Counter[str] = Counter()
         self.test = ""
         self.depth = 0
-        self.known: dict[str, dict[str, Any]] = {}
+        self.known = {r["configuration"]: r for r in earlier if r["outcome"] in _SETTLED}
         self.call = nn.Module.__call__
 
     def pytest_configure(self) -> None:
@@ -78,18 +80,19 @@ class Catcher:
 
     def record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = _spec((args, kwargs))
-        key = f"{_configuration(module)} {inputs}"
+        key = sha256(f"{_configuration(module)} {inputs}".encode()).hexdigest()[:16]
         row = self.known.get(key)
         if row is None:
             self.configurations[type(module).__name__] += 1
             if self.configurations[type(module).__name__] > self.per_class:
                 return
             state = torch.get_rng_state()
-            row = {"class": type(module).__name__, "call": inputs, **attempt(module, args, kwargs)}
+            row = {"class": type(module).__name__, "call": inputs, "configuration": key}
+            row |= attempt(module, args, kwargs)
             torch.set_rng_state(state)
             self.known[key] = row
         with self.results.open("a") as file:
-            file.write(json.dumps({"test": self.test, **row}) + "\n")
+            file.write(json.dumps(row | {"test": self.test}) + "\n")
 
 
 def attempt(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -213,8 +216,12 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
 
 
+def _rows(results: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in results.read_text().splitlines()]
+
+
 def summarize(results: Path, console: Console) -> None:
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    rows = _rows(results)
     counted = [r for r in rows if r["outcome"] != "not counted"]
     outcomes = Counter(r["outcome"] for r in counted)
     table = Table(title=f"PyG {torch_geometric.__version__}, torch {torch.__version__}")
@@ -236,13 +243,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("tests", type=Path, help="PyG's folder test/nn")
     parser.add_argument("--output", type=Path, default=Path("conformance.jsonl"))
+    parser.add_argument(
+        "--resume", type=Path, nargs="*", default=[], help="outputs whose failures are tried anew"
+    )
     parser.add_argument("--per-class", type=int, default=10**9, help="configurations to try")
     parser.add_argument("--only", default="", help="pytest -k expression")
     arguments = parser.parse_args()
-    arguments.output.unlink(missing_ok=True)
+    earlier = [row for path in arguments.resume for row in _rows(path)]
+    arguments.output.write_text("")
     folders = [str(arguments.tests / folder) for folder in FOLDERS]
     options = ["-q", "--no-header", "-p", "no:cacheprovider", "-k", arguments.only]
-    pytest.main([*folders, *options], plugins=[Catcher(arguments.output, arguments.per_class)])
+    catcher = Catcher(arguments.output, arguments.per_class, earlier)
+    pytest.main([*folders, *options], plugins=[catcher])
     summarize(arguments.output, Console(width=200))
 
 

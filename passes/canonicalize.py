@@ -11,6 +11,8 @@ and every use of w uses v.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from gnnfx.ir.patterns import constant_value
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
@@ -61,12 +63,16 @@ def _same_value(instr: Instr) -> Instr | None:
     if instr.op in _NEUTRAL and instr.args.get("alpha", 1) == 1:
         left, right = instr.args["self"], instr.args["other"]
         neutral = _NEUTRAL[instr.op]
-        if constant_value(right) == neutral and left.type == instr.type:
-            return _operand(left)
+        if constant_value(right) == neutral and _is_like(left, instr):
+            return left
         commutes = instr.op != "aten.div.Tensor"
-        if commutes and constant_value(left) == neutral and right.type == instr.type:
-            return _operand(right)
+        if commutes and constant_value(left) == neutral and _is_like(right, instr):
+            return right
     return None
+
+
+def _is_like(value: object, instr: Instr) -> TypeGuard[Instr]:
+    return isinstance(value, Instr) and value.type == instr.type
 
 
 def _strides(instr: Instr) -> list[str]:

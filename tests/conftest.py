@@ -16,6 +16,10 @@ if not torch.cuda.is_available():
     # Triton reads this when it is first imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many processes as cores: threads of their own would only wait for each other.
+    torch.set_num_threads(1)
+
 GUARD_BYTES = 256
 _SENTINEL = 0x5B  # odd and large: as a count, an index or a code it is wrong wherever it shows up
 

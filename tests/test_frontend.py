@@ -59,6 +59,14 @@ def test_sparse_adjacency(matrix: str, layer: str) -> None:
     compare(LAYERS[layer](), *calls)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse ")
+def test_sparse_features() -> None:
+    """Beside an edge index, a sparse matrix holds features: nodes vary, channels do not."""
+    calls = [(x.relu().to_sparse(), e) for x, e in (graph(0), graph(1, 33, 70))]
+    for layer in (pyg.GCNConv(16, 8), pyg.EGConv(16, 8)):
+        assert compare(layer, *calls).report.kept == ()
+
+
 def test_edge_index_that_knows_its_order() -> None:
     x, e = graph(0)
     index = EdgeIndex(e, sparse_size=(N, N)).sort_by("col")[0]
@@ -139,3 +147,15 @@ def test_the_length_of_a_vector_is_no_constant() -> None:
             return x[: len(x)] / len(edge_index[0])
 
     compare(Counts(), graph(0), graph(1, 9, 25))
+
+
+@pytest.mark.parametrize("layer", [pyg.GCNConv, pyg.SGConv])
+def test_a_graph_that_a_layer_remembers_is_forgotten(layer: type[nn.Module]) -> None:
+    (x, e), (y, f) = graph(0), graph(1)
+    model = layer(16, 8, cached=True).eval()
+    fresh = layer(16, 8, cached=False).eval()
+    fresh.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        model(x, e)
+        opt = gnnfx.optimize(model, "fp32", (x, e))
+        torch.testing.assert_close(opt(y, f), fresh(y, f), rtol=1e-5, atol=1e-5)

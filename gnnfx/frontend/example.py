@@ -121,7 +121,8 @@ def resize(inputs: dict[str, Any], sizes: Sizes, *, apart: bool = True) -> dict[
     def resized_atom(atom: Any) -> Any:
         keys = next(varying)
         if is_sparse(atom):
-            return resized(atom, *(new[key] for key in keys.values()))
+            cols = new[keys[1]] if 1 in keys else atom.shape[1]
+            return resized(atom, new[keys[0]], cols, new[keys[2]])
         if isinstance(atom, int) and not isinstance(atom, bool):
             return {**ends, **rows}.get(atom, atom)
         for dim, key in keys.items():
@@ -149,15 +150,18 @@ def _new_sizes(atoms: list[Any], dims: list[dict[int, Group]], sizes: Sizes) -> 
 
 def _varying(atoms: list[Any], apart: bool) -> list[dict[int, Group]]:
     """The dimensions of each input that vary between graphs, with the group they belong to."""
-    edges = {a.shape[1] for a in atoms if is_edge_index(a)} if apart else set()
+    indices = [a for a in atoms if is_edge_index(a)]
+    edges = {a.shape[1] for a in indices} if apart else set()
     plain = [a for a in atoms if _is_plain(a) and a.dim() > 0 and not is_edge_index(a)]
     rows = {a.shape[0] for a in plain}
     nodes = next((a.shape[0] for a in plain if a.dim() > 1), None)
     dims: list[dict[int, Group]] = []
     for atom in atoms:
         if is_sparse(atom):
-            lines = {dim: ("rows", size) for dim, size in enumerate(atom.shape[:2])}
-            dims.append({**lines, 2: ("edges", atom._nnz())})
+            # Beside an edge index a sparse matrix holds features: its columns are channels.
+            lines = atom.shape[:1] if indices else atom.shape[:2]
+            sizes: dict[int, Group] = {dim: ("rows", size) for dim, size in enumerate(lines)}
+            dims.append({**sizes, 2: ("edges", atom._nnz())})
         elif is_edge_index(atom):
             dims.append({1: ("edges" if apart else "rows", atom.shape[1])})
         elif not isinstance(atom, Tensor) or atom.dim() == 0:

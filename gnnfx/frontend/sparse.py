@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 COMPRESSED = {torch.sparse_csr: "csr", torch.sparse_csc: "csc"}
 LAYOUTS = {torch.sparse_coo: "coo", **COMPRESSED}
@@ -116,11 +117,25 @@ def _expand(ptr: Tensor, index: Tensor) -> Tensor:
     return torch.searchsorted(ptr[1:].contiguous().to(places.dtype), places, right=True)
 
 
-class SparseMatrix:
+# Methods take fewer forms of arguments than a tensor's.
+_Tensor: Any = Tensor
+
+
+class SparseMatrix(_Tensor):  # type: ignore[misc]
     """Answers like a sparse tensor [rows, cols], made of plain tensors.
 
-    row, col: [nnz] indices in the order of the layout; value: [nnz, ...].
+    row, col: [nnz] indices in the order of the layout; value: [nnz, ...].  A real (empty) tensor,
+    since PyG asks `isinstance(adj, Tensor)` before it looks at the layout.
     """
+
+    row: Tensor
+    col: Tensor
+    value: Tensor
+
+    @staticmethod
+    def __new__(cls, *args: Any) -> SparseMatrix:
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            return Tensor._make_subclass(cls, torch.empty(0))
 
     def __init__(
         self,
@@ -133,17 +148,12 @@ class SparseMatrix:
         ptr: Tensor | None = None,
     ) -> None:
         self.row, self.col, self.value = row, col, value
-        self.shape = (size[0], size[1], *value.shape[1:])
-        self.layout = layout
+        self._shape = (size[0], size[1], *value.shape[1:])
+        self._layout = layout
         self._coalesced = coalesced
         self._ptr = ptr
         if ptr is not None:
             _EXPANDED[id(ptr)] = self
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        # PyG asks isinstance(adj, Tensor) before it looks at the layout.
-        return Tensor
 
     @classmethod
     def __torch_function__(
@@ -155,6 +165,8 @@ class SparseMatrix:
         return handler(*args, **(kwargs or {}))
 
     # What a tensor tells about itself.
+    shape = property(lambda self: self._shape)
+    layout = property(lambda self: self._layout)
     dtype = property(lambda self: self.value.dtype)
     device = property(lambda self: self.value.device)
     is_sparse = property(lambda self: self.layout == torch.sparse_coo)
@@ -221,6 +233,9 @@ class SparseMatrix:
 
     def detach(self) -> SparseMatrix:
         return self.with_value(self.value.detach())
+
+    def clone(self) -> SparseMatrix:
+        return self.with_value(self.value.clone())
 
     def requires_grad_(self, requires_grad: bool = True) -> SparseMatrix:
         return self
@@ -397,7 +412,14 @@ def _dense_to_sparse(dense: Tensor, *args: Any, **kwargs: Any) -> SparseMatrix:
     return SparseMatrix(index[0], index[1], value, tuple(dense.shape), torch.sparse_coo, True)
 
 
+def _linear(x: SparseMatrix, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    out: Tensor = x.matmul(weight.t())
+    return out if bias is None else out + bias
+
+
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    torch.nn.functional.linear: _linear,
+    torch.clone: lambda a: a.clone(),
     torch.sparse.mm: lambda a, b, reduce="sum": a.matmul(b, reduce),
     torch.mm: lambda a, b: a.matmul(b),
     torch.matmul: lambda a, b: a.matmul(b),

@@ -1,4 +1,4 @@
-"""PyG functions that cannot be captured, replaced by ones that compute the same.
+"""Functions that cannot be captured, replaced by ones that compute the same.
 
 While a model is captured, the names under which PyG's modules and those of the model hold such a
 function refer to its replacement.
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gnnfx.frontend.sparse import SparseMatrix, known_lines
 
@@ -67,6 +68,21 @@ def _hetero_linear(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return out if self.bias is None else out + self.bias[type_vec]
 
     return forward
+
+
+class FillByCopy(TorchFunctionMode):
+    """`masked_fill_` of a permuted view: torch's functional form loses the strides of the view.
+
+    What it then takes for the base of the view holds the right numbers at wrong places.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.masked_fill_:
+            filled = args[0].masked_fill(*args[1:], **(kwargs or {}))
+            return args[0].copy_(filled)
+        return func(*args, **(kwargs or {}))
 
 
 _METHODS = {("torch_geometric.nn.dense.linear", "HeteroLinear", "forward"): _hetero_linear}

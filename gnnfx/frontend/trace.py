@@ -37,7 +37,7 @@ from gnnfx.frontend.signature import (
     unflatten,
 )
 from gnnfx.frontend.sparse import SparseAsEdges, stand_in
-from gnnfx.frontend.substitutes import substituted
+from gnnfx.frontend.substitutes import FillByCopy, substituted
 from gnnfx.frontend.symbolic_builtins import symbolic_builtins
 from gnnfx.ir.assume import assume
 from gnnfx.ir.infer import annotate
@@ -253,7 +253,7 @@ class _Adapter(nn.Module):
 
     def forward(self, values: list[Any]) -> Any:
         leaves = self.leaves | dict(zip(self.names, values, strict=True))
-        with SparseAsEdges():
+        with SparseAsEdges(), FillByCopy():
             return _call(self.model, unflatten(self.form, leaves, stand_in))
 
 
@@ -275,7 +275,7 @@ def _verify_form(traced: Traced, name: str, inputs: dict[str, Any]) -> None:
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode; layers that cache their first graph are told not to."""
+    """A copy in eval mode; layers that cache their first graph are told not to, and forget it."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():
@@ -285,6 +285,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     for module in frozen.modules():
         if getattr(module, "cached", False) is True:
             setattr(module, "cached", False)  # noqa: B010  (nn.Module types attributes as tensors)
+            vars(module).update({n: None for n in vars(module) if n.startswith("_cached_")})
     return frozen
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +10,15 @@ import torch
 from torch import Tensor
 
 Compare = Callable[[Any, Any, str], None]
+
+
+@pytest.fixture(autouse=True)
+def several_threads() -> Iterator[None]:
+    """Kernels divide their work, however the tests themselves are spread over processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(before, 2))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

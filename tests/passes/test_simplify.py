@@ -86,3 +86,13 @@ program eps(x: f32[N, 8])
     assert "param('conv.eps.add.view')" in dump(after)
     check_values(before, after, torch.randn(4, 8))
     check_second_run(FoldConstants(), after)
+
+
+def test_a_number_on_the_left_is_no_instruction() -> None:
+    text = """\
+program scaled(x: f32[N, 8])
+  y: f32[N, 8] = aten.mul.Tensor(20.0, x)
+  return (y,)
+"""
+    before, after, _ = rewrite(Canonicalize(), text)
+    assert after is before
