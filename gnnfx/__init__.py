@@ -11,13 +11,14 @@ from gnnfx.backend.module import OptimizedModule
 from gnnfx.backend.prepared import PreparedModule
 from gnnfx.bisect import bisect
 from gnnfx.finetune import finetune
-from gnnfx.policy import Policy, Prune, Quantize
+from gnnfx.policy import Bits, Policy, Prune, Quantize
 from gnnfx.prepare import convert, prepare
 from gnnfx.pruner import Pruner
 from gnnfx.report import Report
 from gnnfx.training_policy import Training
 
 __all__ = [
+    "Bits",
     "OptimizedModule",
     "Policy",
     "PreparedModule",

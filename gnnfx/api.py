@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,13 +23,17 @@ from gnnfx.errors import (
     PolicyError,
     TraceError,
 )
+from gnnfx.fallback import Limit, fall_back
 from gnnfx.frontend.signature import as_call, flatten, input_name
 from gnnfx.frontend.trace import Traced, frozen_copy, trace
 from gnnfx.ir.program import Program
-from gnnfx.pass_manager import AfterEach, PassContext, PassManager
+from gnnfx.pass_manager import AfterEach, Pass, PassContext, PassManager
+from gnnfx.passes.choose_qparams import ChooseQparams
+from gnnfx.passes.fold_quantization import FoldQuantization
 from gnnfx.pipeline import FLOAT_FACTS, float_passes, lower_passes, observe_passes, quantize_passes
 from gnnfx.policy import Policy, as_policy
 from gnnfx.report import Report
+from gnnfx.rounding import compare
 
 _ROWS_LOOKED_AT = 1000
 
@@ -40,6 +45,8 @@ def optimize(
     *,
     example_kwargs: dict[str, Any] | None = None,
     calibration: Iterable[Any] | None = None,
+    max_drop: float | None = None,
+    metric: Callable[[nn.Module], Any] | None = None,
 ) -> OptimizedModule:
     """A module that does what `model` does in eval mode, in less time and memory.
 
@@ -49,6 +56,9 @@ def optimize(
         sizes work too.  Without them they are made from forward's signature where possible.
     calibration: argument tuples (or dicts) whose value ranges fix the activation scales.
         Without it, scales are computed from the values of each call.
+    metric, max_drop: a function that gives a number for a module that is called as the model is,
+        the higher the better, and how far it may fall below the model's own.  Layers whose integers
+        cost too much get more bits or stay float32, see `gnnfx.fallback`; `report.trials` tells.
 
     Submodules that cannot be captured, or the whole model, run as they are and are named in the
     report with the reason; so does a model in another precision that the passes cannot take.
@@ -58,9 +68,9 @@ def optimize(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    limit = _limit(max_drop, metric)
     ctx = PassContext(as_policy(policy))
     name = policy if isinstance(policy, str) else "custom"
-    before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if (precision := _other_precision(model)) and ctx.policy != Policy():
         raise InputError(
             f"policy {name!r} takes models in float32, and {precision}; give it model.float()"
@@ -70,17 +80,56 @@ def optimize(
     except TraceError as error:
         if ctx.policy.quantize is not None:
             raise
-        return KeptModel(frozen_copy(model), Report.of_kept(name, before, str(error)))
+        return KeptModel(frozen_copy(model), Report.of_kept(name, _tensors(model), str(error)))
+    if limit is None:
+        return _compile(model, traced, ctx, name, calibration)
+    samples = None if calibration is None else list(_listed(calibration))
+    floats = _run_float_passes(model, traced, ctx)
+
+    def build(changed: Policy) -> tuple[OptimizedModule, tuple[str, ...]]:
+        again = replace(ctx, policy=changed, ranges={}, remarks=list(ctx.remarks))
+        program = _run_last_passes(model, traced, floats, again, samples)
+        module = _module(model, traced, program, again, name)
+        folded = [r.module for r in again.remarks if r.pass_name == FoldQuantization.name]
+        return module, tuple(dict.fromkeys(folded))
+
+    return fall_back(frozen_copy(model), ctx.policy, build, limit, as_call(traced.example))
+
+
+def _limit(max_drop: float | None, metric: Callable[[nn.Module], Any] | None) -> Limit | None:
+    if max_drop is None and metric is not None:
+        raise InputError("metric judges together with max_drop, which is None; expected a number")
+    return None if max_drop is None else Limit(max_drop, metric)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _compile(
+    model: nn.Module,
+    traced: Traced,
+    ctx: PassContext,
+    name: str,
+    calibration: Iterable[Any] | None,
+) -> OptimizedModule:
+    """The module of the policy in `ctx`, which the report calls `name`."""
     try:
         program = run_passes(model, traced, ctx, calibration)
     except (RuntimeError, ValueError) as error:
-        reason = precision
+        reason = _other_precision(model)
         if reason is None and isinstance(error, MismatchError):
             reason = _capture_differs(model, traced)
         if reason is None or ctx.policy.quantize is not None:
             raise
-        return KeptModel(frozen_copy(model), Report.of_kept(name, before, reason))
-    report = Report.of(name, before, program, ctx.remarks, traced.kept)
+        return KeptModel(frozen_copy(model), Report.of_kept(name, _tensors(model), reason))
+    return _module(model, traced, program, ctx, name)
+
+
+def _module(
+    model: nn.Module, traced: Traced, program: Program, ctx: PassContext, name: str
+) -> OptimizedModule:
+    report = Report.of(name, _tensors(model), program, ctx.remarks, traced.kept, ctx.figures)
     # A graph that takes a branch which was not captured runs as the model would run it.
     eager = frozen_copy(model) if any(program.find("assume")) else None
     return OptimizedModule(Call.of(traced), program, report, eager)
@@ -129,9 +178,29 @@ def run_passes(
     after_each: AfterEach | None = None,
 ) -> Program:
     """The program after all passes of the policy in `ctx`, compared with `model` while float."""
+    program = _run_float_passes(model, traced, ctx, after_each)
+    return _run_last_passes(model, traced, program, ctx, calibration, after_each)
+
+
+def _run_float_passes(
+    model: nn.Module, traced: Traced, ctx: PassContext, after_each: AfterEach | None = None
+) -> Program:
     program = PassManager(float_passes(ctx.policy)).run(traced.program, ctx, after_each=after_each)
     if ctx.policy.quantize is not None:
         verify_outputs(model, traced, program, ctx.masks)
+    return program
+
+
+def _run_last_passes(
+    model: nn.Module,
+    traced: Traced,
+    program: Program,
+    ctx: PassContext,
+    calibration: Iterable[Any] | None,
+    after_each: AfterEach | None = None,
+) -> Program:
+    """Quantize a float program, if the policy in `ctx` does, and lower it."""
+    if ctx.policy.quantize is not None:
         program = _quantize(program, ctx, traced, calibration, after_each)
     lower = PassManager(lower_passes(), FLOAT_FACTS)
     program = lower.run(program, ctx, after_each=after_each)
@@ -167,11 +236,28 @@ def _quantize(
     if not any(program.find("observe")):
         reasons = "; ".join(f"{r.module or r.instr}: {r.text}" for r in ctx.remarks if not r.done)
         raise PolicyError(f"the policy would quantize nothing in this model: {reasons}")
+    first: list[tuple[Any, ...]] = []
     if calibration is not None:
         samples = (_leaves(traced, sample, n) for n, sample in enumerate(_listed(calibration)))
-        ctx.ranges = calibrate(program, samples, ctx.policy.quantize)
+        ctx.ranges = calibrate(program, _noting_first(samples, first), ctx.policy.quantize)
+
+    def compare_rounding(pass_: Pass, before: Program, after: Program) -> None:
+        if pass_.name == ChooseQparams.name and first:
+            ctx.figures = compare(before, after, first[0])
+        if after_each is not None:
+            after_each(pass_, before, after)
+
     quantize = PassManager(quantize_passes(), FLOAT_FACTS | {"observed"})
-    return quantize.run(program, ctx, after_each=after_each)
+    return quantize.run(program, ctx, after_each=compare_rounding)
+
+
+def _noting_first(
+    samples: Iterable[tuple[Any, ...]], first: list[tuple[Any, ...]]
+) -> Iterator[tuple[Any, ...]]:
+    for sample in samples:
+        if not first:
+            first.append(sample)
+        yield sample
 
 
 def _listed(calibration: Any) -> Iterable[Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from gnnfx.errors import CalibrationError
-from gnnfx.ir.program import Program
+from gnnfx.ir.program import Instr, Program
 from gnnfx.observers import Observer, Range, make_observer
 from gnnfx.policy import Quantize
 
@@ -46,12 +46,13 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.target is not torch.ops.gnnfx.observe.default:
             return super().run_node(n)
-        (x, name, *_), _ = self.fetch_args_kwargs_from_env(n)
+        (x, *_), _ = self.fetch_args_kwargs_from_env(n)
         if x.numel():
-            self._observe(x, name, n.meta["gnnfx"].module)
+            self._observe(x, Instr(n))
         return x
 
-    def _observe(self, x: Tensor, name: str, module: str) -> None:
+    def _observe(self, x: Tensor, observe: Instr) -> None:
+        name, module = observe.args["name"], observe.module
         if not bool(x.isfinite().all()):
             where = f"value {name!r}" + (f" of module {module!r}" if module else "")
             raise CalibrationError(
@@ -59,5 +60,5 @@ class _Recorder(fx.Interpreter):
                 f"expected finite values"
             )
         if name not in self.observers:
-            self.observers[name] = make_observer(self.quantize)
+            self.observers[name] = make_observer(self.quantize, observe.args["bits"])
         self.observers[name].update(x)

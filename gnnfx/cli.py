@@ -132,7 +132,7 @@ def qat(
     epochs: Annotated[int, typer.Option(help="Most epochs to train.")] = 200,
     quick: Annotated[bool, typer.Option(help="One seed and few epochs.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="JSON file that keeps outcomes between runs.")
+        Path | None, typer.Option(help="File of JSON lines that keeps outcomes between runs.")
     ] = None,
 ) -> None:
     """Train with and without rounding, and compare the accuracy of what runs."""

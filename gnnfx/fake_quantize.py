@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import gnnfx.kernels.quantize as kernels
+from gnnfx import ranks
 from gnnfx.errors import CalibrationError
 from gnnfx.kernels.weight import weight_codes, weight_scale
 from gnnfx.ranges import TrackedRange
@@ -208,7 +209,9 @@ class _Round(torch.autograd.Function):
             slope = y / scale - torch.where(inside, x / scale, 0.0)
             if rows is not None:
                 slope.index_fill_(0, rows, 0.0)
-            strength = 1 / math.sqrt(max(x.numel(), 1) * kernels.code_range(ctx.bits)[1])
+            # Processes of data-parallel training hold equal shares of one tensor.
+            values = max(x.numel(), 1) * ranks.count()
+            strength = 1 / math.sqrt(values * kernels.code_range(ctx.bits)[1])
             step = (grad * slope).sum() * strength
         if rows is not None:
             inside.index_fill_(0, rows, True)

@@ -9,24 +9,22 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.nn import functional
 
 from gnnfx.backend.prepared import PreparedModule
 from gnnfx.errors import InputError
-
-Task = Literal["node-classification", "graph-classification", "graph-regression"]
-_TASKS = ("node-classification", "graph-classification", "graph-regression")
+from gnnfx.tasks import TASKS, Task, TaskName, is_graph
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One epoch; the metric is accuracy (0 to 1) or, in regression, the mean absolute error."""
+    """One epoch; the metric is accuracy (0 to 1), the mean absolute error in regression, or for
+    links the area under the ROC curve."""
 
     epoch: int
     loss: float
@@ -62,8 +60,8 @@ def finetune(
     prepared: PreparedModule,
     data: Any,
     *,
-    task: Task = "node-classification",
-    validation: Iterable[Any] | None = None,
+    task: TaskName = "node-classification",
+    validation: Any = None,
     epochs: int = 200,
     patience: int = 100,
     learning_rate: float = 0.01,
@@ -74,10 +72,14 @@ def finetune(
 ) -> History:
     """Train with Adam; afterwards `prepared` has the weights of its best epoch on validation.
 
-    data: for node classification a PyG `Data` with `y`, `train_mask` and `val_mask`, of which every
-        epoch sees the whole; for graphs a loader of batches with `y`.  The module's arguments are
-        the attributes of the same names.
-    validation: a loader of batches, for tasks on graphs.
+    data: a loader of batches, anything that can be iterated once an epoch; or, for tasks on nodes
+        and links, one PyG `Data`.  The module's arguments are the attributes of the same names.
+        Node classification needs `y`, and of a `Data` `train_mask` and `val_mask`, of a loader
+        `batch_size`, as PyG's neighbour loaders give it: the first so many nodes count.
+        Tasks on graphs need `y`, a row a graph.
+        'link' scores the pairs `edge_label_index` by the dot product of the nodes' outputs; where
+        `edge_label` names no pair that is no edge, such pairs are drawn in each step.
+    validation: the same to be judged on; node classification on one `Data` needs none.
     epochs: the most epochs; training ends after `patience` epochs in which neither the metric nor
         the loss on validation got better.
     seed: given to torch's generator, which dropout, protective masks and loaders draw on.
@@ -91,7 +93,16 @@ def finetune(
             raise InputError(f"{name} must be 1 or more, got {value}")
     if history is not None and history.suffix not in (".csv", ".json"):
         raise InputError(f"history must be named *.csv or *.json, got {history.name!r}")
-    batches = _batches(prepared, data, task, validation)
+    if not isinstance(prepared, PreparedModule):
+        raise InputError(
+            f"prepared must be the result of gnnfx.prepare, got {type(prepared).__name__}"
+        )
+    if task not in TASKS:
+        raise InputError(f"task must be one of {list(TASKS)}, got {task!r}")
+    kind = TASKS[task](tuple(prepared.origin.traced.example))
+    training = kind.batches(data, "data")
+    one_graph = task == "node-classification" and validation is None and is_graph(data)
+    judged = kind.batches(data if one_graph else validation, "validation")
     torch.manual_seed(seed)
     optimizer = torch.optim.Adam(prepared.parameters(), lr=learning_rate, weight_decay=weight_decay)
     done: list[Epoch] = []
@@ -100,11 +111,11 @@ def finetune(
     with _progress(console) as bars:
         bar = bars.add_task(f"train ({task})", total=epochs)
         for number in range(1, epochs + 1):
-            loss = _train(prepared, optimizer, batches)
-            epoch = Epoch(number, loss, *_evaluate(prepared, batches))
+            loss = _train(prepared, optimizer, kind, training)
+            epoch = Epoch(number, loss, *_evaluate(prepared, kind, judged))
             done.append(epoch)
             waited += 1
-            if best is None or batches.better(epoch, best):
+            if best is None or _better(kind, epoch, best):
                 best, weights, waited = epoch, copy.deepcopy(prepared.state_dict()), 0
             if epoch.validation_loss < lowest:
                 lowest, waited = epoch.validation_loss, 0
@@ -120,104 +131,52 @@ def finetune(
     return found
 
 
-@dataclass(frozen=True)
-class _Batches:
-    """What is trained and validated on: (data, rows that count or None)."""
-
-    task: Task
-    arguments: tuple[str, ...]
-    training: Iterable[tuple[Any, Tensor | None]]
-    validation: Iterable[tuple[Any, Tensor | None]]
-
-    def better(self, epoch: Epoch, than: Epoch) -> bool:
-        sign = -1 if self.task == "graph-regression" else 1
-        one, other = sign * epoch.validation_metric, sign * than.validation_metric
-        return one > other or (one == other and epoch.validation_loss < than.validation_loss)
+def _better(task: Task, epoch: Epoch, than: Epoch) -> bool:
+    one, other = task.sign * epoch.validation_metric, task.sign * than.validation_metric
+    return one > other or (one == other and epoch.validation_loss < than.validation_loss)
 
 
-class _Loaded:
-    """The batches of a loader, all rows of which count."""
-
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Any:
-        return ((batch, None) for batch in self._loader)
+def _forward(prepared: PreparedModule, task: Task, batch: Any) -> Tensor:
+    if missing := [name for name in task.arguments if getattr(batch, name, None) is None]:
+        raise InputError(f"a batch lacks the module's arguments {missing}")
+    out: Tensor = prepared(**{name: getattr(batch, name) for name in task.arguments})
+    return out
 
 
-def _batches(
-    prepared: PreparedModule, data: Any, task: Task, validation: Iterable[Any] | None
-) -> _Batches:
-    if not isinstance(prepared, PreparedModule):
-        raise InputError(
-            f"prepared must be the result of gnnfx.prepare, got {type(prepared).__name__}"
-        )
-    if task not in _TASKS:
-        raise InputError(f"task must be one of {list(_TASKS)}, got {task!r}")
-    arguments = tuple(prepared.origin.traced.example)
-    if task == "node-classification":
-        wanted = (*arguments, "y", "train_mask", "val_mask")
-        missing = [name for name in wanted if getattr(data, name, None) is None]
-        if missing:
-            raise InputError(f"data lacks {missing}; node classification needs {list(wanted)}")
-        return _Batches(task, arguments, [(data, data.train_mask)], [(data, data.val_mask)])
-    if validation is None:
-        raise InputError(f"validation must be a loader of batches for task {task!r}, got None")
-    for name, loader in (("data", data), ("validation", validation)):
-        if not isinstance(loader, Iterable) or hasattr(loader, "edge_index"):
-            raise InputError(f"{name} must be a loader of batches, got {type(loader).__name__}")
-    return _Batches(task, arguments, _Loaded(data), _Loaded(validation))
-
-
-def _forward(
-    prepared: PreparedModule, batches: _Batches, data: Any, rows: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Outputs and targets of the rows that count."""
-    out: Tensor = prepared(**{name: getattr(data, name) for name in batches.arguments})
-    y: Tensor = data.y
-    if rows is not None:
-        return out[rows], y[rows]
-    if len(out) != len(y):
-        raise InputError(f"the batch has {len(y)} targets y, but the module gives {len(out)} rows")
-    return out, y
-
-
-def _loss(batches: _Batches, out: Tensor, y: Tensor) -> Tensor:
-    if batches.task == "graph-regression":
-        return functional.mse_loss(out, y.view_as(out).to(out.dtype))
-    return functional.cross_entropy(out, y)
-
-
-def _train(prepared: PreparedModule, optimizer: torch.optim.Optimizer, batches: _Batches) -> float:
+def _train(
+    prepared: PreparedModule,
+    optimizer: torch.optim.Optimizer,
+    task: Task,
+    batches: Iterable[Any],
+) -> float:
     """The mean loss of one epoch."""
     prepared.train()
     total, count = 0.0, 0
-    for data, rows in batches.training:
+    for batch in batches:
         optimizer.zero_grad()
-        out, y = _forward(prepared, batches, data, rows)
-        loss = _loss(batches, out, y)
+        out, target = task.select(_forward(prepared, task, batch), batch, "data")
+        loss = task.loss(out, target)
         loss.backward()
         optimizer.step()
         total, count = total + float(loss.detach()) * len(out), count + len(out)
-    return total / max(count, 1)
+    if count == 0:
+        raise InputError("data is empty; expected at least one target")
+    return total / count
 
 
 @torch.no_grad()
-def _evaluate(prepared: PreparedModule, batches: _Batches) -> tuple[float, float]:
+def _evaluate(prepared: PreparedModule, task: Task, batches: Iterable[Any]) -> tuple[float, float]:
     """Loss and metric on validation."""
     prepared.eval()
-    loss, metric, count = 0.0, 0.0, 0
-    for data, rows in batches.validation:
-        out, y = _forward(prepared, batches, data, rows)
-        loss += float(_loss(batches, out, y)) * len(out)
-        if batches.task == "graph-regression":
-            metric += float((out - y.view_as(out)).abs().mean(tuple(range(1, out.dim()))).sum())
-        else:
-            metric += float((out.argmax(-1) == y).sum())
-        count += len(out)
-    if count == 0:
+    outs, targets = [], []
+    for batch in batches:
+        out, target = task.select(_forward(prepared, task, batch), batch, "validation")
+        outs.append(out)
+        targets.append(target)
+    if not sum(map(len, outs)):
         raise InputError("validation is empty; expected at least one target")
-    return loss / count, metric / count
+    out, target = torch.cat(outs), torch.cat(targets)
+    return float(task.loss(out, target)), task.metric(out, target)
 
 
 def _progress(console: Console | None) -> Progress:

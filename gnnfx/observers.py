@@ -139,8 +139,8 @@ def _rebin(counts: Tensor, old: Range, new: Range) -> Tensor:
     return torch.zeros_like(counts).index_add_(0, bins, counts)
 
 
-def make_observer(quantize: Quantize) -> Observer:
-    """The observer that a policy names."""
+def make_observer(quantize: Quantize, bits: int) -> Observer:
+    """The observer that a policy names, of a value that gets codes of `bits` bits."""
     match quantize.observer:
         case "minmax":
             return MinMaxObserver()
@@ -149,7 +149,7 @@ def make_observer(quantize: Quantize) -> Observer:
         case "percentile":
             return PercentileObserver(quantize.percentile)
         case "mse":
-            return MSEObserver(quantize.activation_bits)
+            return MSEObserver(bits)
 
 
 def qparams_of(lo: float, hi: float, bits: int) -> tuple[float, int]:

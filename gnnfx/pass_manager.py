@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from gnnfx.figures import Figures
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.text import dump
 from gnnfx.ir.verify import verify
@@ -47,6 +48,7 @@ class PassContext:
     example: inputs of the program from the user's example, or None if there was none.
     gradients: gradients that the user's model holds, by parameter name.
     masks: which values of each pruned tensor stay, by tensor name.
+    figures: what rounding does to the first calibration sample, if there was one.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -57,6 +59,7 @@ class PassContext:
     example: tuple[Any, ...] | None = None
     gradients: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
+    figures: Figures | None = None
     remarks: list[Remark] = field(default_factory=list)
     pass_name: str = ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from gnnfx.errors import PolicyError
@@ -17,6 +18,28 @@ def _check(field_name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise PolicyError(f"{field_name} must be one of {list(allowed)}, got {value!r}")
 
 
+def matches(pattern: str, module: str) -> bool:
+    """Whether a pattern (fnmatch) names `module`, or a module that it is a part of."""
+    parts = module.split(".")
+    return any(fnmatchcase(".".join(parts[: n + 1]), pattern) for n in range(len(parts)))
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Widths of one layer; None: the policy's.
+
+    activation: of the values that the layer reads.  A value that several layers read gets the most
+        bits that one of them asks for.
+    """
+
+    weight: Literal[8, 4, 2] | None = None
+    activation: Literal[8, 4, 2] | None = None
+
+    def __post_init__(self) -> None:
+        _check("weight", self.weight, (8, 4, 2, None))
+        _check("activation", self.activation, (8, 4, 2, None))
+
+
 @dataclass(frozen=True, slots=True)
 class Quantize:
     """Integer execution: bits of weights and activations, and how ranges are observed.
@@ -25,6 +48,8 @@ class Quantize:
     percentile: share of values inside the range, for observer='percentile'.
     layers: run integers where they are 'faster', or in 'all' layers that have integer kernels.
     training: how `gnnfx.prepare` trains with rounding.
+    overrides: other widths by pattern of the layer's module path, as for `Policy.skip`; the last
+        match that gives a width wins.
     """
 
     weight_bits: Literal[8, 4, 2] = 8
@@ -33,6 +58,7 @@ class Quantize:
     percentile: float = 0.999
     layers: Literal["faster", "all"] = "faster"
     training: Training = field(default_factory=Training)
+    overrides: Mapping[str, Bits] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check("weight_bits", self.weight_bits, (8, 4, 2))
@@ -41,6 +67,21 @@ class Quantize:
         _check("observer", self.observer, ("minmax", "moving-average", "percentile", "mse"))
         if not 0.5 < self.percentile <= 1.0:
             raise PolicyError(f"percentile must lie in (0.5, 1], got {self.percentile}")
+        for pattern, bits in self.overrides.items():
+            if not isinstance(bits, Bits):
+                raise PolicyError(f"overrides[{pattern!r}] must be a gnnfx.Bits, got {bits!r}")
+
+    def weight_bits_of(self, module: str) -> int:
+        """Width of the weights of the layer at the path `module`."""
+        found = [b.weight for p, b in self.overrides.items() if b.weight and matches(p, module)]
+        return found[-1] if found else self.weight_bits
+
+    def activation_bits_of(self, module: str) -> int:
+        """Width of the values that the layer at the path `module` reads."""
+        found = [
+            b.activation for p, b in self.overrides.items() if b.activation and matches(p, module)
+        ]
+        return found[-1] if found else self.activation_bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +136,24 @@ class Policy:
     """A request to `gnnfx.optimize`.
 
     quantize: how to quantize, or None to keep float32.
-    skip: module paths (fnmatch patterns, e.g. 'convs.0*') that stay float32.
+    skip: modules (fnmatch patterns of their paths, e.g. 'convs.0') that stay float32, with all
+        their parts; a pattern that matches no layer is an error.
     prune: what to remove before that, or None to keep every weight.
     """
 
     quantize: Quantize | None = None
     skip: tuple[str, ...] = field(default=())
     prune: Prune | None = None
+
+    def __post_init__(self) -> None:
+        quantize = self.quantize
+        if quantize is None or quantize.training.placement == "kernels":
+            return
+        if self.skip or quantize.overrides:
+            raise PolicyError(
+                f"placement='paper' rounds everywhere alike; expected no skip and no overrides, "
+                f"got skip={self.skip}, overrides={dict(quantize.overrides)}"
+            )
 
 
 # Degree-Quant's runs clip gradients, take percentiles as ranges and protect nodes of high degree.

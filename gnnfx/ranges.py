@@ -1,16 +1,20 @@
 """Ranges that follow the values shown in training: one pair (lo, hi) of tensors a site.
 
 `gnnfx.observers` collects ranges from calibration data as numbers; these are buffers instead, so
-that a checkpoint holds them, and updating them waits for no device.  Sources: section 3.3 and
+that a checkpoint holds them, and updating them waits for no device.  In data-parallel training
+every process takes the range of what all of them see.  Sources: section 3.3 and
 appendix of Degree-Quant (Tailor et al., ICLR 2021) for percentiles that are widened over
 batches and for moving averages with momentum 0.01.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from gnnfx import ranks
 from gnnfx.kernels.quantize import code_range
 from gnnfx.training_policy import Training
 
@@ -43,9 +47,15 @@ class TrackedRange(nn.Module):
     def update(self, x: Tensor, ignored: Tensor | None = None) -> None:
         """Let the range follow float `x` [rows, ...], but for the rows `ignored` [rows]."""
         rows = x.flatten(1) if x.dim() > 1 else x.view(-1, 1)
-        if not rows.numel() or (ignored is not None and bool(ignored.all())):
+        nothing = not rows.numel() or (ignored is not None and bool(ignored.all()))
+        parallel = ranks.count() > 1
+        if nothing and not parallel:
             return
-        low, high = self._current(rows, ignored)
+        # A process that sees nothing takes part all the same: the others wait for it.
+        found = self._current(rows[:0] if nothing else rows, None if nothing else ignored, parallel)
+        if found is None:
+            return
+        low, high = found
         if self.policy.observer in ("minmax", "percentile"):
             merged = torch.minimum(self.lo, low), torch.maximum(self.hi, high)
         else:
@@ -55,17 +65,31 @@ class TrackedRange(nn.Module):
         self.hi.copy_(torch.where(first, high, merged[1]))
         self.seen.add_(1)
 
-    def _current(self, rows: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The range of these rows [R, C] alone."""
+    def _current(
+        self, rows: Tensor, ignored: Tensor | None, parallel: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """The range of these rows [R, C] alone, of all processes if there are several."""
         if self.policy.observer in ("percentile", "mse"):
             values = _some(rows, ignored, self.policy.sample)
+            if parallel:
+                values = ranks.gather(values)
+            if not values.numel():
+                return None
             if self.policy.observer == "mse":
                 return mse_range(values, self.bits)
             return percentile_range(values, self.policy.percentile)
-        low, high = torch.aminmax(rows, dim=1)
-        if ignored is not None:
-            low, high = low[~ignored], high[~ignored]
-        return low.min().float(), high.max().float()
+        if rows.numel():
+            low, high = torch.aminmax(rows, dim=1)
+            if ignored is not None:
+                low, high = low[~ignored], high[~ignored]
+            low, high = low.min().float(), high.max().float()
+        else:
+            low, high = self.lo.new_tensor(math.inf), self.hi.new_tensor(-math.inf)
+        if parallel:
+            low, high = ranks.join(low, high)
+            if bool(low > high):
+                return None
+        return low, high
 
 
 def _some(rows: Tensor, ignored: Tensor | None, most: int | None) -> Tensor:

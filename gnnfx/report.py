@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from gnnfx.figures import Figures, draw
 from gnnfx.ir.program import Program
 from gnnfx.pass_manager import Remark
+from gnnfx.trials import Trials
 
 _COMPUTE = (
     "aten.linear.default",
@@ -54,6 +58,8 @@ class Report:
     """All layers, and the bytes of the whole model.
 
     kept: paths of submodules that run as they were ('' for the whole model), and why.
+    trials: what was tried to keep a metric, where one was given.
+    figures: what rounding does to the first calibration sample, where there was one.
     """
 
     policy: str
@@ -61,6 +67,8 @@ class Report:
     bytes_before: int
     bytes_after: int
     kept: tuple[tuple[str, str], ...] = ()
+    trials: Trials | None = None
+    figures: Figures | None = None
 
     @staticmethod
     def of(
@@ -69,6 +77,7 @@ class Report:
         after: Program,
         remarks: Iterable[Remark],
         kept: tuple[tuple[str, str], ...] = (),
+        figures: Figures | None = None,
     ) -> Report:
         """The report of a program made from a model with the tensors `before`."""
         remarks = list(remarks)
@@ -91,7 +100,8 @@ class Report:
         left = {id(m): m for m in after.kept.values()}.values()
         bytes_kept = sum(_bytes([*m.parameters(), *m.buffers()]) for m in left)
         bytes_after = _bytes(after.tensors.values()) + bytes_kept
-        return Report(policy, shown, _bytes(before.values()), bytes_after, kept)
+        total = _bytes(before.values())
+        return Report(policy, shown, total, bytes_after, kept, figures=figures)
 
     @staticmethod
     def of_kept(policy: str, before: dict[str, Tensor], reason: str) -> Report:
@@ -128,7 +138,14 @@ class Report:
         """The report that `to_dict`, or the JSON of it, describes."""
         layers = tuple(Layer(**_tuples(layer)) for layer in data["layers"])
         kept = tuple((path, reason) for path, reason in data["kept"])
-        return Report(**{**data, "layers": layers, "kept": kept})
+        trials = data.get("trials") and Trials.from_dict(data["trials"])
+        figures = data.get("figures") and Figures.from_dict(data["figures"])
+        rest = {"layers": layers, "kept": kept, "trials": trials, "figures": figures}
+        return Report(**{**data, **rest})
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw figures and trials to a .png, .pdf or .svg; see `gnnfx.figures.draw`."""
+        draw(self.figures, self.trials, Path(path))
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -138,6 +155,8 @@ class Report:
         console = Console(width=120)
         with console.capture() as capture:
             console.print(self.table())
+            if self.trials is not None:
+                console.print(self.trials.table())
         return capture.get()
 
 

@@ -13,9 +13,15 @@ from gnnfx.kernels.csr import num_bytes
 
 
 def reference(
-    x: Tensor, name: str, rank: Tensor | None = None, owner: Tensor | None = None
+    x: Tensor,
+    name: str,
+    rank: Tensor | None = None,
+    owner: Tensor | None = None,
+    bits: int = 8,
 ) -> Tensor:
     """`x` [rows, ...]; calibration and training record its range under `name`.
+
+    It will be read as codes of `bits` bits.
 
     In training, rows may be protected from rounding, by the `rank` [N] of their node's in-degree;
     `owner` [rows] names the node of each row where rows are edges.
@@ -23,19 +29,31 @@ def reference(
     return x.clone()
 
 
-def fake(x: Tensor, name: str, rank: Tensor | None = None, owner: Tensor | None = None) -> Tensor:
+def fake(
+    x: Tensor,
+    name: str,
+    rank: Tensor | None = None,
+    owner: Tensor | None = None,
+    bits: int = 8,
+) -> Tensor:
     return torch.empty_like(x)
 
 
-def cost(x: Tensor, name: str, rank: Tensor | None = None, owner: Tensor | None = None) -> Cost:
+def cost(
+    x: Tensor,
+    name: str,
+    rank: Tensor | None = None,
+    owner: Tensor | None = None,
+    bits: int = 8,
+) -> Cost:
     """A copy, as ops do not return their inputs."""
     return Cost(0, 2 * num_bytes(x))
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
     x = torch.rand(3, 4, device=device)
-    yield x, "x", None, None
-    yield x, "x", torch.rand(2, device=device), torch.tensor([0, 1, 0], device=device)
+    yield x, "x", None, None, 8
+    yield x, "x", torch.rand(2, device=device), torch.tensor([0, 1, 0], device=device), 4
 
 
 OBSERVE = register(

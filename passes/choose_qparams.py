@@ -38,20 +38,19 @@ class ChooseQparams(Pass):
         assert quantize is not None
         rewriter = Rewriter(program, self.name)
         weights: dict[str, Instr] = {}
+        widths = weight_bits(rewriter.program, quantize)
         for observe in rewriter.program.find("observe"):
             for user in observe.users:
                 if user.op == "aten.linear.default":
-                    _quantize_weight(rewriter, user, ctx, weights)
+                    _quantize_weight(rewriter, user, ctx, weights, widths)
                 elif user.op == "aggregate" and user.args["weight"] is not None:
                     _quantize_edge_weight(rewriter, user)
-            rewriter.replace(observe, _fake_quantize(rewriter, observe, ctx, quantize))
+            rewriter.replace(observe, _fake_quantize(rewriter, observe, ctx))
         return rewriter.finish()
 
 
-def _fake_quantize(
-    rewriter: Rewriter, observe: Instr, ctx: PassContext, quantize: Quantize
-) -> Instr:
-    bits = quantize.activation_bits
+def _fake_quantize(rewriter: Rewriter, observe: Instr, ctx: PassContext) -> Instr:
+    bits = observe.args["bits"]
     value, row_scale = _row_scaled(observe.arg)
     name = observe.args["name"]
     known = ctx.qparams.get(name)
@@ -92,16 +91,30 @@ def _never_negative(value: Instr) -> bool:
     )
 
 
+def weight_bits(program: Program, quantize: Quantize) -> dict[str, int]:
+    """The width of each linear layer's weight by its name; of a shared one the most wanted."""
+    widths: dict[str, int] = {}
+    for linear in program.find("aten.linear.default"):
+        if (weight := linear.args["weight"]).op == "param":
+            bits = quantize.weight_bits_of(linear.module)
+            widths[weight.param] = max(bits, widths.get(weight.param, 0))
+    return widths
+
+
 def _quantize_weight(
-    rewriter: Rewriter, linear: Instr, ctx: PassContext, done: dict[str, Instr]
+    rewriter: Rewriter,
+    linear: Instr,
+    ctx: PassContext,
+    done: dict[str, Instr],
+    widths: dict[str, int],
 ) -> None:
     """Symmetric codes per output channel; one set of codes for a weight that layers share."""
-    assert ctx.policy.quantize is not None
-    param, bits = linear.args["weight"], ctx.policy.quantize.weight_bits
+    param = linear.args["weight"]
     if param.op != "param":
         return
     if param.param not in done:
         weight, name = rewriter.program.tensor(param), param.param
+        bits = widths[name]
         scale = ctx.weight_scales.get(name, weight_scale(weight, bits))
         codes = weight_codes(weight, scale, bits)
         packed = rewriter.param(linear, f"{name}.codes", pack(codes, bits))

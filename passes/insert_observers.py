@@ -6,19 +6,21 @@
     y: f32[N, 8] = aten.linear.default(observe(x, 'x'), w)
     z: f32[N, 8] = aggregate(observe(y, 'y'), rowptr, src)
 
-A value that several instructions read is observed once, so that it gets one scale.
+A value that several instructions read is observed once, so that it gets one scale, with the most
+bits that one of them wants.
 """
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
 from typing import Any
 
+from gnnfx.errors import PolicyError
 from gnnfx.ir.patterns import is_feature, is_param
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Pass, PassContext
 from gnnfx.passes.fuse_attention import match_attention
+from gnnfx.policy import Policy, matches
 
 _OPERANDS = {
     "aten.linear.default": ("input",),
@@ -41,14 +43,31 @@ class InsertObservers(Pass):
     gives = frozenset({"observed"})
 
     def run(self, program: Program, ctx: PassContext) -> Program:
+        quantize = ctx.policy.quantize
+        assert quantize is not None
         rewriter = Rewriter(program, self.name)
-        sites = [i for i in rewriter.program.find(*_OPERANDS) if _quantizes(i, ctx)]
+        layers = list(rewriter.program.find(*_OPERANDS))
+        _verify_patterns(ctx.policy, layers)
         observed: dict[Instr, Instr] = {}
-        for site in sites:
+        for site in [i for i in layers if _quantizes(i, ctx)]:
+            bits = quantize.activation_bits_of(site.module)
             for reader, operand in _operands(site):
-                value = reader.args[operand]
-                rewriter.set_arg(reader, operand, _observe(rewriter, value, observed))
+                value = _observe(rewriter, reader.args[operand], observed, bits)
+                rewriter.set_arg(reader, operand, value)
+                _widen(rewriter, value, bits)
         return rewriter.finish()
+
+
+def _verify_patterns(policy: Policy, layers: list[Instr]) -> None:
+    """Every pattern of the policy must name a layer."""
+    assert policy.quantize is not None
+    modules = list(dict.fromkeys(i.module for i in layers))
+    for field, patterns in (("skip", policy.skip), ("overrides", policy.quantize.overrides)):
+        for pattern in patterns:
+            if not any(matches(pattern, module) for module in modules):
+                raise PolicyError(
+                    f"{field}: pattern {pattern!r} matches no layer; expected one of {modules}"
+                )
 
 
 def _operands(site: Instr) -> list[tuple[Instr, str]]:
@@ -82,7 +101,7 @@ def _quantizes(site: Instr, ctx: PassContext) -> bool:
 
 
 def _skipped(site: Instr, ctx: PassContext) -> str | None:
-    pattern = next((p for p in ctx.policy.skip if fnmatch(site.module, p)), None)
+    pattern = next((p for p in ctx.policy.skip if matches(p, site.module)), None)
     return f"skipped by the policy's pattern {pattern!r}" if pattern is not None else None
 
 
@@ -121,7 +140,7 @@ def _slow(site: Instr, ctx: PassContext) -> str | None:
     return None
 
 
-def _observe(rewriter: Rewriter, value: Instr, observed: dict[Instr, Instr]) -> Instr:
+def _observe(rewriter: Rewriter, value: Instr, observed: dict[Instr, Instr], bits: int) -> Instr:
     """The observed form of `value`; reshapes and dropout stay behind the observer.
 
     Dropout scales what it keeps, and would widen the range to values that eval mode never has.
@@ -132,13 +151,22 @@ def _observe(rewriter: Rewriter, value: Instr, observed: dict[Instr, Instr]) -> 
     while after.op in ("input", "param"):
         after = Instr(after.node.next)
     if value.op == "dropout" and all(u.op in _OPERANDS for u in value.users):
-        inner = _observe(rewriter, value.arg, observed)
+        inner = _observe(rewriter, value.arg, observed, bits)
         observed[value] = rewriter.insert(after, "dropout", inner, value.args["p"], like=value)
         return observed[value]
     if value.op == "aten.view.default" and len(value.arg.shape) == 2:
-        inner = _observe(rewriter, value.arg, observed)
+        inner = _observe(rewriter, value.arg, observed, bits)
         size = value.args["size"]
         observed[value] = rewriter.insert(after, "aten.view.default", inner, size, like=value)
     else:
-        observed[value] = rewriter.insert(after, "observe", value, value.name, like=value)
+        observe = rewriter.insert(after, "observe", value, value.name, bits=bits, like=value)
+        observed[value] = observe
     return observed[value]
+
+
+def _widen(rewriter: Rewriter, value: Instr, bits: int) -> None:
+    """Let the observer that `value` comes from have at least `bits` bits."""
+    while value.op != "observe":
+        value = value.arg
+    if value.args["bits"] < bits:
+        rewriter.set_arg(value, "bits", bits)

@@ -29,6 +29,8 @@ class ObserveAsPaper(Pass):
     gives = frozenset({"observed"})
 
     def run(self, program: Program, ctx: PassContext) -> Program:
+        quantize = ctx.policy.quantize
+        assert quantize is not None
         rewriter = Rewriter(program, self.name)
         owners: dict[Instr, Instr | None] = {}
         for instr in rewriter.program.instrs:
@@ -36,7 +38,7 @@ class ObserveAsPaper(Pass):
                 owners.setdefault(value, owner)
         for value, owner in owners.items():
             if not any(i.op == "observe" for i in (value, *value.users)):
-                _observe(rewriter, value, owner)
+                _observe(rewriter, value, owner, quantize.activation_bits)
         return rewriter.finish()
 
 
@@ -93,12 +95,14 @@ def _source(value: Instr) -> Instr | None:
     return None
 
 
-def _observe(rewriter: Rewriter, value: Instr, owner: Instr | None) -> None:
+def _observe(rewriter: Rewriter, value: Instr, owner: Instr | None, bits: int) -> None:
     """Let whatever reads the numbers of `value` read them rounded."""
     readers = [u for u in value.users if u.op != "aten.sym_size.int"]
     after = Instr(value.node.next)
     while after.op in ("input", "param"):
         after = Instr(after.node.next)
-    observe = rewriter.insert(after, "observe", value, value.name, owner=owner, like=value)
+    observe = rewriter.insert(
+        after, "observe", value, value.name, owner=owner, bits=bits, like=value
+    )
     for reader in readers:
         reader.node.replace_input_with(value.node, observe.node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch_geometric.loader import DataLoader
 
 import gnnfx
 from gnnfx.errors import InputError
+from gnnfx.tasks import area_under_roc, sample_absent_pairs
 from tests.models import IN, OUT, GraphClassifier, graph, make
 
 
@@ -102,13 +104,25 @@ def test_the_history_is_written(tmp_path: Path, suffix: str) -> None:
     assert [float(row["loss"]) for row in rows] == [e.loss for e in history.epochs]
 
 
+@functools.cache
+def untrained() -> gnnfx.PreparedModule:
+    """A module for calls that end before it is trained."""
+    return prepared("fp32")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"epochs": 0}, "epochs must be 1 or more"),
-        ({"task": "link-prediction"}, "task must be one of"),
+        ({"task": "clustering"}, "task must be one of"),
         ({"data": Data(x=torch.rand(3, IN))}, "data lacks"),
-        ({"task": "graph-classification"}, "validation must be a loader"),
+        ({"data": graphs(1)[0]}, r"data lacks \['train_mask'\]"),
+        ({"data": graphs(2)}, "validation must be a loader of batches, got NoneType"),
+        ({"data": iter(graphs(2))}, "once an epoch, got an iterator"),
+        ({"data": graphs(2), "validation": graphs(2)}, "neither batch_size, which"),
+        ({"data": [], "validation": graphs(2)}, "data is empty"),
+        ({"task": "link"}, r"data lacks \['edge_label_index'\]"),
+        ({"task": "graph-classification"}, "data must be a loader"),
         ({"task": "graph-regression", "validation": Data()}, "data must be a loader"),
         ({"prepared": make("gcn")}, r"result of gnnfx\.prepare"),
         ({"history": Path("history.txt")}, r"\*\.csv or \*\.json"),
@@ -116,6 +130,79 @@ def test_the_history_is_written(tmp_path: Path, suffix: str) -> None:
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
     arguments = {"prepared": None, "data": nodes(), **changes}
-    module = arguments.pop("prepared") or prepared("fp32")
+    module = arguments.pop("prepared") or untrained()
     with pytest.raises(InputError, match=message):
         gnnfx.finetune(module, arguments.pop("data"), **arguments)
+
+
+def halves() -> list[Data]:
+    """The graph of `nodes` in two batches as neighbour loaders make them: targets come first."""
+    whole = nodes()
+    found = []
+    for start in (0, 100):
+        order = torch.cat(
+            [torch.arange(start, start + 100), torch.arange(100 - start, 200 - start)]
+        )
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(200))
+        y = whole.y[order].clone()
+        y[100:] = -1  # targets that must not count
+        found.append(
+            Data(x=whole.x[order], edge_index=place[whole.edge_index], y=y, batch_size=100)
+        )
+    return found
+
+
+def test_nodes_are_learned_from_a_neighbour_loader() -> None:
+    history = gnnfx.finetune(prepared(), halves(), validation=halves(), epochs=15)
+    assert history.best.validation_metric > 0.8
+
+
+def two_groups(negatives: bool) -> Data:
+    """Two groups of nodes that are linked only within, features that tell the group."""
+    generator = torch.Generator().manual_seed(0)
+    group = torch.arange(60) % 2
+    x = torch.randn(60, IN, generator=generator) + 3 * group[:, None] * torch.ones(IN)
+    pairs = torch.randint(60, (2, 1200), generator=generator)
+    same = group[pairs[0]] == group[pairs[1]]
+    links, others = pairs[:, same], pairs[:, ~same]
+    data = Data(x=x, edge_index=links[:, :200], edge_label_index=links[:, 200:400])
+    if negatives:
+        data.edge_label_index = torch.cat([links[:, 400:500], others[:, :100]], 1)
+        data.edge_label = torch.arange(200) < 100
+    return data
+
+
+def test_links_are_learned_from_edges_and_drawn_pairs() -> None:
+    data, validation = two_groups(negatives=False), two_groups(negatives=True)
+    module = gnnfx.prepare(make("sage"), "int8-dq", (data.x, data.edge_index))
+    history = gnnfx.finetune(module, data, task="link", validation=validation, epochs=15)
+    assert history.best.validation_metric > 0.9
+    loaded = gnnfx.finetune(module, [data], task="link", validation=[validation], epochs=1)
+    assert loaded.best.validation_metric > 0.9
+
+
+def test_links_need_both_kinds_to_be_judged() -> None:
+    data = two_groups(negatives=False)
+    module = gnnfx.prepare(make("sage"), "fp32", (data.x, data.edge_index))
+    validation = two_groups(negatives=True)
+    validation.edge_label = torch.ones(200)
+    with pytest.raises(InputError, match="200 pairs with edge_label 1 and 0 with 0; expected both"):
+        gnnfx.finetune(module, data, task="link", validation=validation)
+
+
+def test_drawn_pairs_are_no_edges() -> None:
+    edge_index = torch.tensor([[0, 0, 1, 2, 2], [1, 2, 0, 0, 1]])
+    for count in (1, 50):
+        drawn = sample_absent_pairs(edge_index, count, 3)
+        assert len(drawn[0]) == count
+        assert drawn.unique(dim=1).tolist() == [[1], [2]]
+    with pytest.raises(InputError, match="no pair of the 2 nodes"):
+        sample_absent_pairs(torch.tensor([[0, 1], [1, 0]]), 5, 2)
+
+
+def test_the_area_under_the_curve_equals_scikit_learns() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    score = torch.randint(20, (300,), generator=torch.Generator().manual_seed(0)) / 10
+    positive = torch.arange(300) % 3 == 0
+    wanted = metrics.roc_auc_score(positive.numpy(), score.numpy())
+    assert area_under_roc(score, positive) == pytest.approx(wanted, abs=1e-12)

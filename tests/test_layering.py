@@ -12,7 +12,9 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 
 # Lowest first.  A row holds packages and modules that know nothing of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("gnnfx.errors", "gnnfx.measure", "gnnfx.agreement"),
+    ("gnnfx.errors", "gnnfx.agreement"),
+    ("gnnfx.measure", "gnnfx.noise", "gnnfx.ranks", "gnnfx.tasks", "gnnfx.trials"),
+    ("gnnfx.figures",),
     ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file"),
     ("gnnfx.training_policy", "gnnfx.graph_cache"),
     ("gnnfx.policy",),
@@ -21,15 +23,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.pass_manager", "gnnfx.ranges"),
     ("gnnfx.fake_quantize",),
     ("gnnfx.passes",),
-    ("gnnfx.frontend", "gnnfx.report", "gnnfx.calibrate"),
+    ("gnnfx.frontend", "gnnfx.report", "gnnfx.calibrate", "gnnfx.rounding"),
     ("gnnfx.backend",),
     ("gnnfx.pipeline", "gnnfx.artifact"),
+    ("gnnfx.fallback",),
     ("gnnfx.api", "gnnfx.pruner", "gnnfx.compiled_graph"),
     ("gnnfx.dynamo", "gnnfx.prepare", "gnnfx.finetune", "gnnfx.history"),
     ("gnnfx.bisect", "gnnfx.html"),
     ("gnnfx",),
     ("gnnfx.demo", "gnnfx.artifact_commands", "gnnfx.dump"),
     ("gnnfx.qat",),
+    ("gnnfx.graph_qat",),
     ("gnnfx.cli",),
 )
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}

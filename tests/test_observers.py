@@ -85,7 +85,7 @@ def test_static_scales_cover_zero(lo: float, hi: float, want: tuple[float, int])
 
 @pytest.mark.parametrize("name", ["minmax", "moving-average", "percentile", "mse"])
 def test_every_policy_name_has_an_observer(name: str) -> None:
-    observer = make_observer(Quantize(observer=name))  # type: ignore[arg-type]
+    observer = make_observer(Quantize(observer=name), 8)  # type: ignore[arg-type]
     observer.update(torch.randn(100))
     low, high = observer.range
     assert low < 0 < high

@@ -20,7 +20,7 @@ def outcome(method: Any, bits: int, seed: int, accuracy: float) -> qat.Outcome:
 def test_every_method_runs_and_nothing_is_run_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "results" / "qat.json"
+    out = tmp_path / "results" / "qat.jsonl"
     found = qat.run("digits", "SAGE", bits=(4,), epochs=2, quick=True, out=out)
     assert [(o.method, o.bits) for o in found] == [
         ("FP32", 32),
@@ -28,7 +28,7 @@ def test_every_method_runs_and_nothing_is_run_twice(
         ("QAT", 4),
         ("DQ", 4),
     ]
-    assert all(0 < o.test_accuracy <= 1 and 1 <= o.best_epoch <= 2 for o in found)
+    assert all(0 < o.test <= 1 and 1 <= o.best_epoch <= 2 for o in found)
     monkeypatch.setattr(qat, "finetune", None)
     assert qat.run("digits", "SAGE", bits=(4,), epochs=2, quick=True, out=out) == found
     assert qat.read(out) == found
@@ -39,6 +39,11 @@ def test_the_table_compares_with_the_same_seeds() -> None:
     outcomes += [outcome("DQ", 4, s, 0.79 + s / 100) for s in range(2)]
     cells = [list(column.cells) for column in qat.table(outcomes).columns]
     assert cells[-2] == ["80.50 (0.71)", "79.50 (0.71)"]
+    assert cells[-1] == ["", "-1.00"]
+    cells = [list(column.cells) for column in qat.table(outcomes, errors={"Cora"}).columns]
+    assert cells[-2] == ["0.805 (0.007)", "0.795 (0.007)"]
+    more = [*outcomes, outcome("FP32", 32, 2, 0.1)]
+    cells = [list(column.cells) for column in qat.table(more).columns]
     assert cells[-1] == ["", "-1.00"]
 
 

@@ -30,6 +30,7 @@ from gnnfx.graph_cache import GraphCache
 from gnnfx.ir.program import Program
 from gnnfx.ir.text import dump
 from gnnfx.pass_manager import PassContext
+from gnnfx.passes.choose_qparams import weight_bits
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class PreparedModule(nn.Module):
 
     Parameters and buffers have the model's names; what training learns about ranges lies beside
     them under `_quantizers` and `_weights`.  What depends on the graph alone is computed once.
+    Under torch.compile it runs as it does without, also inside of a step that is compiled.
     """
 
     _structure: fx.GraphModule
@@ -69,10 +71,11 @@ class PreparedModule(nn.Module):
             quantizers, weights = nn.ModuleDict(), nn.ModuleDict()
             for observe in origin.program.find("observe"):
                 name = observe.args["name"]
-                quantizers[site(name)] = FakeQuantizer(name, quantize.activation_bits, training)
+                quantizers[site(name)] = FakeQuantizer(name, observe.args["bits"], training)
+            widths = weight_bits(origin.program, quantize)
             for name, param in quantized_weights(origin.program).items():
-                channels = int(param.shape[0])
-                weights[site(name)] = WeightQuantizer(channels, quantize.weight_bits, training)
+                channels, bits = int(param.shape[0]), widths[param.param]
+                weights[site(name)] = WeightQuantizer(channels, bits, training)
             self.add_module(QUANTIZERS, quantizers)
             self.add_module(WEIGHTS, weights)
             self.add_module(EDGE_WEIGHTS, DynamicQuantizer())
@@ -82,6 +85,9 @@ class PreparedModule(nn.Module):
         self._build(device)
         self.train()
 
+    # Ranges, masks and the memory of graphs are state that every call reads and changes: little
+    # worth compiling is left between them, and compiled code would draw other masks.
+    @torch.compiler.disable(reason="quantizers change state in each call")  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's outputs; raises InputError for arguments that the example had otherwise."""
         leaves = self._inputs.bind(args, kwargs)

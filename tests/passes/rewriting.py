@@ -25,9 +25,9 @@ def rewrite(
     return before, after, ctx
 
 
-def check_second_run(pass_: Pass, program: Program) -> None:
+def check_second_run(pass_: Pass, program: Program, policy: Policy | None = None) -> None:
     """A pass has nothing left to do where it has been."""
-    assert pass_.run(program, PassContext()) is program
+    assert pass_.run(program, PassContext(policy or Policy())) is program
 
 
 def check_values(before: Program, after: Program, *inputs: Any, rtol: float = 1e-5) -> None:

@@ -8,9 +8,11 @@ import torch
 import gnnfx
 from gnnfx.errors import PolicyError
 from gnnfx.passes.observe_as_paper import ObserveAsPaper
+from gnnfx.policy import PRESETS
 from tests.models import graph, make
 from tests.passes.rewriting import check_second_run, check_values, edges, rewrite
 
+PAPER = PRESETS["degree-quant-paper"]
 BEFORE = """\
 program conv(x: f32[N, 8], src: i64[E], dst: i64[E], w: f32[E])
   u: f32[4, 8] = param('lin.weight')
@@ -27,7 +29,7 @@ program conv(x: f32[N, 8], src: i64[E], dst: i64[E], w: f32[E])
 
 
 def test_a_convolution_is_rounded_where_the_paper_rounds_it() -> None:
-    before, after, _ = rewrite(ObserveAsPaper(), BEFORE)
+    before, after, _ = rewrite(ObserveAsPaper(), BEFORE, PAPER)
     observed = {o.args["name"]: o for o in after.find("observe")}
     assert set(observed) == {"x", "h", "v", "m", "a", "y"}
     assert observed["m"].args["owner"].name == "src"
@@ -37,8 +39,8 @@ def test_a_convolution_is_rounded_where_the_paper_rounds_it() -> None:
 
 
 def test_a_second_run_changes_nothing() -> None:
-    _, after, _ = rewrite(ObserveAsPaper(), BEFORE)
-    check_second_run(ObserveAsPaper(), after)
+    _, after, _ = rewrite(ObserveAsPaper(), BEFORE, PAPER)
+    check_second_run(ObserveAsPaper(), after, PAPER)
 
 
 @pytest.mark.parametrize(

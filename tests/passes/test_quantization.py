@@ -116,7 +116,7 @@ def test_a_value_read_twice_is_observed_once() -> None:
     text = FLOAT.replace("return (y,)", "return (y, z)").replace(
         "  y: f32", "  z: f32[N, 64] = aten.linear.default(a, w)\n  y: f32"
     )
-    _, after, _ = rewrite(InsertObservers(), text)
+    _, after, _ = rewrite(InsertObservers(), text, PRESETS["int8"])
     assert body(after).count("observe") == 3
 
 

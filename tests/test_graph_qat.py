@@ -1,0 +1,86 @@
+"""Quantized training on sets of graphs: folds are disjoint, every method runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch_geometric.nn as pyg
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from gnnfx import graph_qat
+from gnnfx.errors import InputError
+from gnnfx.graph_qat import GraphGIN
+from tests.models import graph
+
+
+def graphs(count: int = 30) -> list[Data]:
+    """Two classes of graphs, twice as many of one, that differ in their features."""
+    found = []
+    for seed in range(count):
+        x, edge_index = graph(10, 30, seed)
+        label = int(seed % 3 == 0)
+        found.append(Data(x=x[:, :4] + label, edge_index=edge_index, y=torch.tensor([label])))
+    return found
+
+
+class Small(nn.Module):
+    """One layer and a pool, in place of the five that take long to capture."""
+
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = pyg.GINConv(nn.Linear(features, outputs))
+
+    def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
+        return pyg.global_mean_pool(self.conv(x, edge_index), batch)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_qat, "GraphGIN", Small)
+
+
+def test_folds_are_disjoint_and_alike() -> None:
+    given = graphs(60)
+    for fold in (0, 9):
+        parts = graph_qat.split(given, fold, "graph-classification")
+        ids = [[id(g) for g in part] for part in (parts.training, parts.validation, parts.test)]
+        assert [len(part) for part in ids] == [48, 6, 6]
+        assert len({i for part in ids for i in part}) == 60
+        assert sum(int(g.y) for g in parts.test) == 2
+    tests = [graph_qat.split(given, fold, "graph-regression").test for fold in range(10)]
+    assert len({id(g) for part in tests for g in part}) == 60
+
+
+def test_a_fold_is_kept_between_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_qat, "load", lambda dataset, root: graphs())
+    out = tmp_path / "out.jsonl"
+    settings = {"methods": ("FP32", "DQ"), "folds": 1, "epochs": 2, "out": out}
+    found = graph_qat.run("PROTEINS", **settings)  # type: ignore[arg-type]
+    assert [(o.method, o.bits, o.seed) for o in found] == [("FP32", 32, 0), ("DQ", 8, 0)]
+    assert all(0 <= o.test <= 1 for o in found)
+    monkeypatch.setattr(graph_qat, "train", None)
+    assert graph_qat.run("PROTEINS", **settings) == found  # type: ignore[arg-type]
+
+
+def test_numbers_are_judged_by_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = graphs()
+    for data in numbers:
+        data.y = data.y.float()[:, None] * 4
+    monkeypatch.setattr(graph_qat, "load", lambda dataset, root: numbers)
+    (found,) = graph_qat.run("ESOL", methods=("FP32",), epochs=1, quick=True)
+    assert 0.1 < found.test < 8
+
+
+def test_the_model_has_the_size_of_the_papers() -> None:
+    sizes = [p.numel() for p in GraphGIN(1, 2).parameters()]
+    assert sum(sizes) == 42_503  # the 5 eps are trained, too
+
+
+def test_wrong_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="dataset must be one of REDDIT-BINARY"):
+        graph_qat.run("Cora")
+    with pytest.raises(InputError, match="folds must lie between 1 and 10, got 11"):
+        graph_qat.run("PROTEINS", folds=11)
