@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import gnnfx.kernels  # noqa: F401  (registers every op)
+from gnnfx.agreement import disagreement, is_as_exact
 from gnnfx.backend.call import Call
 from gnnfx.backend.module import KeptModel, OptimizedModule
 from gnnfx.backend.prepared import captured, said_of
@@ -35,11 +36,6 @@ from gnnfx.policy import Policy, as_policy
 from gnnfx.report import Report
 from gnnfx.rounding import compare
 
-# Sums are reordered, never rounded more coarsely: float32 noise on outputs of order 1.
-_TOLERANCE = 1e-4
-# Where a model magnifies rounding (the root of a variance near 0), two orders of one sum differ by
-# more than that; then the result must be about as near to the exact one as the model's own.
-_ROUNDING = 10.0
 _ROWS_LOOKED_AT = 1000
 
 
@@ -66,15 +62,20 @@ def optimize(
         cost too much get more bits or stay float32, see `gnnfx.fallback`; `report.trials` tells.
 
     Submodules that cannot be captured, or the whole model, run as they are and are named in the
-    report with the reason.  Raises InputError, PolicyError or CalibrationError for what the caller
-    can mend, TraceError if nothing of a model that shall be quantized can be captured,
-    MismatchError if the program does not compute what the model computes.
+    report with the reason; so does a model in another precision that the passes cannot take.
+    Raises InputError, PolicyError or CalibrationError for what the caller can mend, TraceError if
+    nothing of a model that shall be quantized can be captured, MismatchError if the program does
+    not compute what the model computes.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     limit = _limit(max_drop, metric)
     ctx = PassContext(as_policy(policy))
     name = policy if isinstance(policy, str) else "custom"
+    if (precision := _other_precision(model)) and ctx.policy != Policy():
+        raise InputError(
+            f"policy {name!r} takes models in float32, and {precision}; give it model.float()"
+        )
     try:
         traced = capture(model, ctx, example_inputs, example_kwargs)
     except TraceError as error:
@@ -116,8 +117,10 @@ def _compile(
     """The module of the policy in `ctx`, which the report calls `name`."""
     try:
         program = run_passes(model, traced, ctx, calibration)
-    except MismatchError:
-        reason = _capture_differs(model, traced)
+    except (RuntimeError, ValueError) as error:
+        reason = _other_precision(model)
+        if reason is None and isinstance(error, MismatchError):
+            reason = _capture_differs(model, traced)
         if reason is None or ctx.policy.quantize is not None:
             raise
         return KeptModel(frozen_copy(model), Report.of_kept(name, _tensors(model), reason))
@@ -131,6 +134,14 @@ def _module(
     # A graph that takes a branch which was not captured runs as the model would run it.
     eager = frozen_copy(model) if any(program.find("assume")) else None
     return OptimizedModule(Call.of(traced), program, report, eager)
+
+
+def _other_precision(model: nn.Module) -> str | None:
+    """A parameter that is not float32, in words, or None."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            return f"parameter {name!r} is {parameter.dtype}"
+    return None
 
 
 def _capture_differs(model: nn.Module, traced: Traced) -> str | None:
@@ -300,34 +311,17 @@ def verify_outputs(
                 continue
         exact: list[Any] | None = None
         for number, (want, have) in enumerate(zip(expected, got, strict=True)):
-            if not isinstance(want, Tensor) or _distance(want, have) <= _TOLERANCE * _scale(want):
+            if not isinstance(want, Tensor) or (gap := disagreement(want, have)) is None:
                 continue
             exact = exact or _in_float64(eager, inputs)
-            if exact is not None and _as_exact(exact[number], want, have):
+            if exact is not None and is_as_exact(exact[number], want, have):
                 continue
             source = program.results[number]
             raise MismatchError(
-                f"output {number} of {type(model).__name__} differs by "
-                f"{_distance(want, have):.3g} from the model (scale {_scale(want):.3g}) after "
-                f"optimization, at {source.name} of module {source.module or '(top)'!r}; this is "
-                f"a fault of gnnfx, please report it"
+                f"output {number} of {type(model).__name__} {gap} after optimization, at "
+                f"{source.name} of module {source.module or '(top)'!r}; this is a fault of gnnfx, "
+                f"please report it"
             )
-
-
-def _scale(want: Tensor) -> float:
-    finite = want[want.isfinite()].abs()
-    return max(float(finite.max()) if finite.numel() else 0.0, 1e-6)
-
-
-def _distance(want: Tensor, have: Tensor) -> float:
-    """The largest difference; inf for another shape, or where only one of the two is a number."""
-    if want.shape != have.shape or not torch.equal(want.isnan(), have.isnan()):
-        return float("inf")
-    if want.numel() == 0:
-        return 0.0
-    want, have = want.double(), have.double()
-    difference = torch.where(want == have, 0.0, (want - have).abs())
-    return float(difference.nan_to_num(nan=0.0, posinf=float("inf")).max())
 
 
 def _in_float64(model: nn.Module, inputs: dict[str, Any]) -> list[Any] | None:
@@ -342,8 +336,3 @@ def _in_float64(model: nn.Module, inputs: dict[str, Any]) -> list[Any] | None:
             return pytree.tree_leaves(frozen_copy(model).double()(*args, **kwargs))
     except Exception:  # whatever a model's own code raises on another dtype
         return None
-
-
-def _as_exact(exact: Tensor, want: Tensor, have: Tensor) -> bool:
-    """Whether `have` is as near to the exact result as the model itself: the rest is rounding."""
-    return _distance(exact, have.double()) <= _ROUNDING * _distance(exact, want.double())

@@ -222,7 +222,7 @@ def structure_values(program: Program, kinds: dict[Dim, Domain]) -> set[str]:
             inside = False
         elif instr.op == "aten.sym_size.int":
             inside = instr.arg.op == "input" or instr.arg.name in known
-        elif instr.definition is not None and instr.definition.random:
+        elif instr.random:
             inside = False
         else:
             inside = all(i.name in known for i in instr.inputs)

@@ -40,10 +40,11 @@ def test_each_spelling_is_raised_and_keeps_its_values(call: str) -> None:
     check_second_run(RaiseMessagePassing(), after)
 
 
-def test_zeros_like_another_value_have_as_many_rows() -> None:
-    text = SCATTER.replace("aten.new_zeros.default(m, [n, 8])", "aten.zeros_like.default(x)")
+def test_zeros_may_be_made_like_a_feature() -> None:
+    zeros = "aten.zeros_like.default(x)"
+    text = SCATTER.replace("aten.new_zeros.default(m, [n, 8])", zeros)
     before, after, _ = rewrite(RaiseMessagePassing(), text)
-    assert "scatter" in body(after)
+    assert [op for op in body(after) if not op.startswith("aten.sym")] == ["gather", "scatter"]
     src, dst = edges(5, 17)
     check_values(before, after, torch.randn(5, 8), src, dst)
 
