@@ -14,15 +14,17 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-Structure = list[Tensor]
+Structure = TypeVar("Structure")
+_Key = tuple[object, ...]
 
 
 @dataclass
-class _Entry:
+class _Entry(Generic[Structure]):
     """One remembered graph: private copies of its inputs, and what was computed from them."""
 
     copies: list[Tensor]
@@ -30,10 +32,10 @@ class _Entry:
     seen: list[tuple[weakref.ref[Tensor], int]] = field(default_factory=list)
 
 
-class GraphCache:
+class GraphCache(Generic[Structure]):
     """A bounded memory of structures, least recently used first out; safe for several threads.
 
-    compute: the structure part of a program, from its tensor inputs and integer sizes.
+    compute: the structure of a graph, from its tensors, which are private copies, and sizes.
     """
 
     def __init__(
@@ -41,7 +43,9 @@ class GraphCache:
     ) -> None:
         self._compute = compute
         self._capacity = capacity
-        self._entries: OrderedDict[int, tuple[tuple[object, ...], _Entry]] = OrderedDict()
+        self._entries: OrderedDict[int, tuple[tuple[object, ...], _Entry[Structure]]] = (
+            OrderedDict()
+        )
         self._next = 0
         self._lock = threading.Lock()
 
@@ -81,7 +85,7 @@ def _identity(tensors: Sequence[Tensor]) -> list[tuple[weakref.ref[Tensor], int]
     return [(weakref.ref(t), t._version) for t in tensors]
 
 
-def _unchanged(entry: _Entry, tensors: Sequence[Tensor]) -> bool:
+def _unchanged(entry: _Entry[Structure], tensors: Sequence[Tensor]) -> bool:
     if tensors and all(t.is_cuda for t in tensors):
         if _same_objects(entry.seen, tensors):
             return True

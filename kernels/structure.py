@@ -6,9 +6,10 @@ graphs exactly as others do; a handle names the program whose structure part it 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -35,9 +36,20 @@ def own_structure(owner: StructureOwner) -> int:
     return handle
 
 
-def _run(tensors: list[Tensor], sizes: list[int], handle: int) -> list[Tensor]:
+def _lookup(tensors: list[Tensor], sizes: list[int], handle: int) -> list[Tensor]:
     # Compiled code may write into the outputs of an op once it has used them: hand out copies.
     return [t.clone() for t in _OWNERS[handle].lookup_structure(tensors, sizes)]
+
+
+@functools.cache
+def _untraced() -> Callable[..., list[Tensor]]:
+    """`_lookup`, of which Dynamo compiles no part; made late, as this imports Dynamo."""
+    disabled: Callable[..., list[Tensor]] = torch.compiler.disable(_lookup)
+    return disabled
+
+
+def _run(tensors: list[Tensor], sizes: list[int], handle: int) -> list[Tensor]:
+    return _untraced()(tensors, sizes, handle)
 
 
 def _fake(tensors: list[Tensor], sizes: list[Any], handle: int) -> list[Tensor]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 
 from gnnfx.ir.program import Program
@@ -31,23 +30,13 @@ class EliminateCommonSubexpressions(Pass):
         by_node = {i.node: i for i in rewriter.program.instrs}
         for instr in rewriter.program.instrs:
             node = instr.node
-            if node.op not in ("call_function", "get_attr") or _unlike_itself(node):
+            if node.op not in ("call_function", "get_attr") or instr.random or effects(node):
                 continue
             key = (node.op, node.target, _key(node.args), _key(node.kwargs))
             known = first.setdefault(key, node)
             if known is not node:
                 rewriter.replace(instr, by_node[known])
         return rewriter.finish()
-
-
-def _unlike_itself(node: fx.Node) -> bool:
-    """Whether two runs of the same call may differ: random draws, and calls with effects."""
-    target = node.target
-    random = (
-        isinstance(target, torch._ops.OpOverload)
-        and torch.Tag.nondeterministic_seeded in target.tags
-    )
-    return random or effects(node)
 
 
 def _key(value: Any) -> Any:

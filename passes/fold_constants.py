@@ -29,7 +29,7 @@ class FoldConstants(Pass):
             sources = [folded.get(i, i) for i in instr.inputs]
             if instr.node.op != "call_function" or not sources or not all(map(is_param, sources)):
                 continue
-            if not isinstance(instr.fake, Tensor) or effects(instr.node):
+            if not isinstance(instr.fake, Tensor) or instr.random or effects(instr.node):
                 continue
             value = _evaluate(rewriter.program, instr, folded)
             name = f"{sources[0].param}.{instr.op.split('.')[-2] if '.' in instr.op else instr.op}"

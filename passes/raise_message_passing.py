@@ -19,9 +19,9 @@ from gnnfx.ir.patterns import constant_value, is_param, row_vector
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
+from gnnfx.passes.quotients import Raised, mean, softmax
 
 _REDUCES = {"sum": "sum", "mean": "mean", "amax": "max", "amin": "min", "prod": "mul"}
-_SOFTMAX_EPS = 1e-16
 
 
 class RaiseMessagePassing(Pass):
@@ -35,23 +35,29 @@ class RaiseMessagePassing(Pass):
     def run(self, program: Program, ctx: PassContext) -> Program:
         rewriter = Rewriter(program, self.name)
         for instr in rewriter.program.instrs:
-            match _raised(rewriter, instr):
+            match _raised(instr):
+                case ("scatter", (messages, index, start, reduce)):
+                    rows = _rows(rewriter, instr, start)
+                    total = rewriter.insert(instr, "scatter", messages, index, rows, reduce)
+                    if constant_value(start) != 0.0:
+                        total = rewriter.insert(instr, "aten.add.Tensor", start, total)
+                    rewriter.replace(instr, total)
                 case (op, args):
                     rewriter.replace(instr, rewriter.insert(instr, op, *args))
                 case str(reason):
                     ctx.missed(instr, reason)
         for instr in rewriter.program.find("aten.div.Tensor"):
-            if (found := _mean(instr) or _softmax(instr)) is not None:
+            if (found := mean(instr) or softmax(instr)) is not None:
                 op, args = found
                 rewriter.replace(instr, rewriter.insert(instr, op, *args))
         return rewriter.finish()
 
 
-Raised = tuple[str, tuple[Any, ...]]
+def _raised(instr: Instr) -> Raised | str | None:
+    """The gnnfx op for one ATen instruction, why there is none, or None if it is another op.
 
-
-def _raised(rewriter: Rewriter, instr: Instr) -> Raised | str | None:
-    """The gnnfx op for one ATen instruction, why there is none, or None if it is another op."""
+    A scatter comes with the value that it starts from in the place of its row count.
+    """
     args = instr.args if instr.op.startswith("aten.") else {}
     match instr.op:
         case "aten.index_select.default":
@@ -65,27 +71,25 @@ def _raised(rewriter: Rewriter, instr: Instr) -> Raised | str | None:
                 case [Instr() as index] if _is_index(index) and not is_param(instr.arg):
                     return "gather", (instr.arg, index)
         case "aten.scatter_add.default":
-            return _scatter(rewriter, instr, args["src"], "sum")
+            return _scatter(instr, args["src"], "sum")
         case "aten.index_add.default":
             if args["alpha"] != 1:
                 return f"index_add with alpha={args['alpha']}"
-            return _scatter(rewriter, instr, args["source"], "sum")
+            return _scatter(instr, args["source"], "sum")
         case "aten.scatter_reduce.two":
             if args["include_self"] and args["reduce"] != "sum":
                 return f"scatter_reduce {args['reduce']!r} includes the initial values"
-            return _scatter(rewriter, instr, args["src"], _REDUCES[args["reduce"]])
+            return _scatter(instr, args["src"], _REDUCES[args["reduce"]])
         case "aten.index_put.default":
             if args["accumulate"] and len(args["indices"]) == 1:
-                return _scatter(rewriter, instr, args["values"], "sum", index=args["indices"][0])
+                return _scatter(instr, args["values"], "sum", index=args["indices"][0])
     return None
 
 
-def _scatter(
-    rewriter: Rewriter, instr: Instr, messages: Any, reduce: str, index: Any = None
-) -> Raised | str:
+def _scatter(instr: Instr, messages: Any, reduce: str, index: Any = None) -> Raised | str:
     if instr.args.get("dim", 0) % max(len(instr.shape), 1) != 0:
         return f"reduces into dimension {instr.args['dim']}, not rows"
-    if constant_value(instr.arg) != 0.0:
+    if constant_value(instr.arg) != 0.0 and reduce != "sum":
         return f"{instr.arg} is not all zeros, so the reduction does not start from nothing"
     index = row_vector(index or instr.args["index"])
     if index is None:
@@ -94,20 +98,20 @@ def _scatter(
         return "fewer messages are used than there are"
     if len(messages.shape) != len(instr.shape) or messages.shape[1:] != instr.shape[1:]:
         return "messages and rows differ in width"
-    return "scatter", (messages, index, _rows(rewriter, instr), reduce)
+    return "scatter", (messages, index, instr.arg, reduce)
 
 
-def _rows(rewriter: Rewriter, scatter: Instr) -> Any:
-    """The row count of the zeros that `scatter` adds to, as the program computes it."""
-    zeros = scatter.arg
-    if isinstance(size := zeros.args.get("size"), list):
-        return size[0]
-    rows = zeros.shape[0]
-    if isinstance(rows, int):
-        return rows
-    # An input of as many rows says it without waiting for features.
-    known = [value for value in rewriter.program.inputs if value.shape[:1] == (rows,)]
-    return rewriter.insert(scatter, "aten.sym_size.int", (known or [zeros])[0], 0)
+def _rows(rewriter: Rewriter, instr: Instr, start: Instr) -> Any:
+    """The row count of `start` [N, ...], from what depends least on features."""
+    if isinstance(start.shape[0], int):
+        return start.shape[0]
+    if start.op in ("aten.zeros.default", "aten.new_zeros.default"):
+        return start.args["size"][0]
+    for value in rewriter.program.inputs:
+        if start.shape[0] in value.shape:
+            at = value.shape.index(start.shape[0])
+            return rewriter.insert(instr, "aten.sym_size.int", value, at)
+    return rewriter.insert(instr, "aten.sym_size.int", start, 0)
 
 
 def _is_index(value: Instr) -> bool:
@@ -116,50 +120,3 @@ def _is_index(value: Instr) -> bool:
         and value.dtype is not None
         and not (value.dtype.is_floating_point or str(value.dtype) == "torch.bool")
     )
-
-
-def _mean(div: Instr) -> Raised | None:
-    """scatter(m, i, n, sum) / clamp(scatter(1, i, n, sum), 1)."""
-    total, count = div.args["self"], row_vector(div.args["other"])
-    if not isinstance(total, Instr) or total.op != "scatter" or count is None:
-        return None
-    clamps = count.op in ("aten.clamp.default", "aten.clamp_min.default")
-    if not clamps or count.args["min"] != 1 or count.args.get("max") is not None:
-        return None
-    count = count.arg
-    if count.op != "scatter" or constant_value(count.arg) != 1.0:
-        return None
-    same = all(total.args[k] == count.args[k] for k in ("index", "num_rows", "reduce"))
-    if not same or total.args["reduce"] != "sum":
-        return None
-    return "scatter", (total.arg, total.args["index"], total.args["num_rows"], "mean")
-
-
-def _softmax(div: Instr) -> Raised | None:
-    """exp(l - max) / (sum of the same + 1e-16), maximum and sum over the edges of a node."""
-    weights, total = div.args["self"], div.args["other"]
-    if not _is(weights, "aten.exp.default") or not _is(total, "gather"):
-        return None
-    index, total = total.args["index"], total.arg
-    if not _is(total, "aten.add.Tensor") or total.args["other"] != _SOFTMAX_EPS:
-        return None
-    total, shifted = total.arg, weights.arg
-    if not _is(total, "scatter") or total.arg != weights or total.args["index"] != index:
-        return None
-    if not _is(shifted, "aten.sub.Tensor") or not _is(shifted.args["other"], "gather"):
-        return None
-    logits, highest = shifted.arg, shifted.args["other"]
-    if highest.args["index"] != index or not _is(highest.arg, "scatter"):
-        return None
-    highest = highest.arg
-    if highest.args["reduce"] != "max" or total.args["reduce"] != "sum":
-        return None
-    # The maximum drops out of the quotient, so that its gradient does not matter.
-    shifted_by = highest.arg.arg if _is(highest.arg, "aten.detach.default") else highest.arg
-    if shifted_by != logits or highest.args["index"] != index:
-        return None
-    return "edge_softmax", (logits, index, total.args["num_rows"])
-
-
-def _is(value: Any, op: str) -> bool:
-    return isinstance(value, Instr) and value.op == op

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import gnnfx
-from tests.models import graph, make
+from tests.models import GraphClassifier, graph, make
 
 
 @pytest.fixture(autouse=True)
@@ -18,17 +19,28 @@ def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("policy", ["fp32", "int8"])
-@pytest.mark.parametrize("name", ["gcn", "gat"])
+CASES = [
+    ("gcn", "fp32"),
+    ("gcn", "int8"),
+    ("gat", "int8"),
+    ("gatv2", "int4"),
+    ("custom-sum", "int4"),
+    ("hand-written", "fp32"),
+]
+
+
+@pytest.mark.parametrize(("name", "policy"), CASES)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compiled_equals_uncompiled(name: str, policy: str) -> None:
     data = None if policy == "fp32" else [graph(40, 160)]
     module = gnnfx.optimize(make(name), policy, graph(40, 160), calibration=data)
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
     with torch.no_grad():
-        for sizes in [(30, 100), (50, 300), (64, 10)]:
+        for sizes in [(30, 100), (50, 300), (64, 10), (20, 20)]:
             inputs = graph(*sizes)
             torch.testing.assert_close(compiled(*inputs), module(*inputs))
+        assert counter.frame_count == 1, "one graph serves all sizes"
         x, edge_index = graph(30, 100)
         compiled(x, edge_index)
         edge_index[0] = (edge_index[0] + 1) % 30
@@ -36,8 +48,9 @@ def test_compiled_equals_uncompiled(name: str, policy: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_inductor_leaves_remembered_structure_alone() -> None:
-    module = gnnfx.optimize(make("sage"), "fp32", graph(40, 160))
+@pytest.mark.parametrize(("name", "policy"), [("sage", "fp32"), ("custom-gated", "int8")])
+def test_inductor_leaves_remembered_structure_alone(name: str, policy: str) -> None:
+    module = gnnfx.optimize(make(name), policy, graph(40, 160))
     compiled = torch.compile(module, fullgraph=True, dynamic=True)
     inputs = graph(30, 100)
     with torch.no_grad():
@@ -45,3 +58,19 @@ def test_inductor_leaves_remembered_structure_alone() -> None:
         for _ in range(3):
             torch.testing.assert_close(compiled(*inputs), want)
         torch.testing.assert_close(module(*inputs), want)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_number_of_graphs_that_only_the_data_tells() -> None:
+    model = GraphClassifier().eval()
+
+    def batch(nodes: int, graphs: int) -> tuple[torch.Tensor, ...]:
+        return *graph(nodes, 90), torch.arange(nodes) % graphs
+
+    module = gnnfx.optimize(model, "fp32", batch(30, 4))
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+    with torch.no_grad():
+        for inputs in [batch(30, 4), batch(50, 7), batch(20, 1)]:
+            torch.testing.assert_close(compiled(*inputs), module(*inputs))
+    assert counter.frame_count == 1

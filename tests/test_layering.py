@@ -12,7 +12,7 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 
 # Lowest first.  A row holds packages and modules that know nothing of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("gnnfx.errors",),
+    ("gnnfx.errors", "gnnfx.agreement"),
     ("gnnfx.measure", "gnnfx.noise", "gnnfx.ranks", "gnnfx.tasks", "gnnfx.trials"),
     ("gnnfx.figures",),
     ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file", "gnnfx.shown_errors"),
@@ -27,8 +27,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.backend",),
     ("gnnfx.pipeline", "gnnfx.artifact"),
     ("gnnfx.fallback",),
-    ("gnnfx.api", "gnnfx.compression_report"),
-    ("gnnfx.prepare", "gnnfx.finetune", "gnnfx.history"),
+    ("gnnfx.api", "gnnfx.compression_report", "gnnfx.compiled_graph"),
+    ("gnnfx.dynamo", "gnnfx.prepare", "gnnfx.finetune", "gnnfx.history"),
     ("gnnfx.bisect", "gnnfx.html", "gnnfx.pruner"),
     ("gnnfx.compress",),
     ("gnnfx",),

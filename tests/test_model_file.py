@@ -132,3 +132,12 @@ def test_errors_of_the_commands(file: Path) -> None:
     result = runner.invoke(app, [*arguments[:2], "--output", "out", "--policy", "int3"])
     assert result.exit_code == 2
     assert "policy must be one of" in result.stderr
+
+
+def test_a_file_called_like_a_module_replaces_nothing(tmp_path: Path) -> None:
+    import typing
+
+    (tmp_path / "typing.py").write_text("def model():\n    return 3\n")
+    with pytest.raises(InputError, match="got int"):
+        load_model(f"{tmp_path / 'typing.py'}:model")
+    assert hasattr(typing, "Any")

@@ -38,7 +38,7 @@ class Inputs:
         self._used_sizes = len(sizes)
         # The structure of a graph is good for features of as many rows as its indices were
         # compared with, so these counts are part of what a graph is known by.
-        counts = dict.fromkeys((b.rows, 0) for b in self._bounds)
+        counts = dict.fromkeys(b.count for b in self._bounds if isinstance(b.count, tuple))
         self._sizes = (*sizes, *(count for count in counts if count not in sizes))
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -98,6 +98,19 @@ class Inputs:
             except IndexError as error:
                 raise InputError(f"an index of the graph is out of range: {error}") from error
 
+    def compute_traced(
+        self, structure: Callable[..., Any], tensors: Sequence[Tensor], sizes: Sequence[Any]
+    ) -> list[Tensor]:
+        """As `compute`, with the checks as ops that stay in what is traced."""
+        for bound in self._bounds:
+            tensor = tensors[bound.index] if bound.row is None else tensors[bound.index][bound.row]
+            count = bound.count
+            rows = sizes[self._sizes.index(count)] if isinstance(count, tuple) else count
+            leaf = self._checks[self._tensors[bound.index]].leaf
+            message = f"argument {leaf!r} holds a node that names no row"
+            torch._assert_async(((tensor >= 0) & (tensor < rows)).all(), message)
+        return list(structure(*tensors, *sizes[: self._used_sizes]))
+
     def needs_gradient(self, tensors: Sequence[Tensor]) -> str | None:
         """The first input of the graph that requires a gradient, by name."""
         for position, tensor in zip(self._tensors, tensors, strict=True):
@@ -112,12 +125,15 @@ class Inputs:
             if tensor.numel() == 0:
                 continue
             low, high = (int(v) for v in torch.aminmax(tensor))
-            count = sizes[self._sizes.index((bound.rows, 0))]
+            count, of = bound.count, ""
+            if isinstance(count, tuple):
+                leaf = self._checks[count[0]].leaf
+                of = f", {leaf!r}" if count[1] is None else f", the number of rows of {leaf!r}"
+                count = sizes[self._sizes.index(count)]
             if low < 0 or high >= count:
                 raise InputError(
                     f"argument {self._checks[self._tensors[bound.index]].leaf!r} holds node "
-                    f"{low if low < 0 else high}; expected 0 <= node < {count}, the number "
-                    f"of rows of {self._checks[bound.rows].leaf!r}"
+                    f"{low if low < 0 else high}; expected 0 <= node < {count}{of}"
                 )
 
 
@@ -179,16 +195,16 @@ def _relations(types: Sequence[Any]) -> tuple[tuple[tuple[Place, Place], ...], b
 
 @dataclass(frozen=True)
 class _Bound:
-    """Entries of one index input must name a row of another input.
+    """Entries of one index input must name one of so many rows.
 
     index: position of the index among the structure part's tensors.
     row: which of its rows, or None for all.
-    rows: the input that has as many rows as there are to point into.
+    count: how many rows there are: a number, or the input (and its dimension) that tells.
     """
 
     index: int
     row: int | None
-    rows: int
+    count: int | tuple[int, int | None]
 
 
 # Ops whose results are entries of their operands, or numbers that the program made itself.
@@ -207,17 +223,20 @@ _SUBSETS = frozenset(
 
 def _index_bounds(program: Program, tensors: tuple[str, ...]) -> tuple[_Bound, ...]:
     """What the entries of each index input must stay below, read off what they index."""
-    lengths: dict[Any, int] = {}
+    lengths: dict[Any, tuple[int, int | None]] = {}
     for position, instr in enumerate(program.inputs):
-        if instr.shape and isinstance(instr.shape[0], str):
-            lengths.setdefault(instr.shape[0], position)
+        if instr.shape:
+            lengths.setdefault(instr.shape[0], (position, 0))
+    for position, instr in enumerate(program.inputs):
+        if isinstance(instr.type, IntType):
+            lengths.setdefault(instr.type.value, (position, None))
     bounds: dict[tuple[str, int | None], _Bound] = {}
     for instr in program.instrs:
         for index, size in _indexed(instr):
             for name, row in _sources(index):
-                if size in lengths and name in tensors:
-                    bound = _Bound(tensors.index(name), row, lengths[size])
-                    bounds.setdefault((name, row), bound)
+                if name in tensors and (size in lengths or isinstance(size, int)):
+                    count = size if isinstance(size, int) else lengths[size]
+                    bounds.setdefault((name, row), _Bound(tensors.index(name), row, count))
     return tuple(bounds.values())
 
 
@@ -231,7 +250,9 @@ def _indexed(instr: Instr) -> Iterator[tuple[Instr, Any]]:
     elif instr.op in ("compress", "scatter"):
         count = args["num_dst" if instr.op == "compress" else "num_rows"]
         if isinstance(count, Instr) and isinstance(count.type, IntType):
-            yield args["dst" if instr.op == "compress" else "index"], count.type.value
+            count = count.type.value
+        if isinstance(count, (int, str)):
+            yield args["dst" if instr.op == "compress" else "index"], count
     elif "src" in args:
         yield args["src"], args["x_src" if "x_src" in args else "x"].shape[0]
 

@@ -58,24 +58,40 @@ class OptimizedModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's outputs; raises InputError for arguments that the example had otherwise."""
+        if self._eager is None:  # torch.compile cannot leave a graph from within a try block
+            return self._run(args, kwargs)
         try:
             return self._run(args, kwargs)
         except AssumptionError:
-            if self._eager is None:
-                raise
             return self._eager(*args, **kwargs)
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves = self._inputs.bind(args, kwargs)
+        results = self.run(self._inputs.bind(args, kwargs))
+        return pytree.tree_unflatten(list(results), self.call.out_spec)
+
+    def run(self, leaves: Sequence[Any]) -> Sequence[Any]:
+        """The program's results for its inputs, which must be what the program takes.
+
+        Autocast changes nothing: the program computes in the dtypes it was made for.
+        """
+        device = next((t.device.type for t in leaves if isinstance(t, Tensor)), "cpu")
+        if not torch.is_autocast_enabled(device):
+            return self._run_parts(leaves)
+        with torch.autocast(device, enabled=False):
+            return self._run_parts(leaves)
+
+    def _run_parts(self, leaves: Sequence[Any]) -> Sequence[Any]:
         tensors, sizes = self._inputs.graph(leaves)
+        if torch.compiler.is_exporting():
+            # An exported program has no memory of graphs: it computes their structure each time.
+            values = self._inputs.compute_traced(self._structure, tensors, sizes)
+            return self._feature(*leaves, *values)  # type: ignore[no-any-return]
         if torch.compiler.is_compiling():
             values = torch.ops.gnnfx.structure(tensors, sizes, self._handle)
-            results = self._feature(*leaves, *values)
-        else:
-            values = self._cache.lookup(tensors, sizes)
-            run = self._direct if all(map(_is_plain, leaves)) else type(self._feature).forward
-            results = run(self._feature, *leaves, *values)
-        return pytree.tree_unflatten(list(results), self.call.out_spec)
+            return self._feature(*leaves, *values)  # type: ignore[no-any-return]
+        values = self._cache.lookup(tensors, sizes)
+        run = self._direct if all(map(_is_plain, leaves)) else type(self._feature).forward
+        return run(self._feature, *leaves, *values)  # type: ignore[no-any-return]
 
     def ir(self) -> str:
         """The optimized program as text."""
@@ -113,6 +129,15 @@ class OptimizedModule(nn.Module):
             for t in self._structure_results
             if isinstance(t, TensorType)
         ]
+
+    def __getattr__(self, name: str) -> Any:
+        """Modules and tensors of the model, which live in the feature part."""
+        feature = self.__dict__.get("_modules", {}).get("_feature")
+        if feature is not None:
+            for members in (feature._modules, feature._parameters, feature._buffers):
+                if name in members:
+                    return members[name]
+        return super().__getattr__(name)
 
     def _compute(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
         return self._inputs.compute(self._structure, tensors, sizes)

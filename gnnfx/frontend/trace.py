@@ -27,7 +27,9 @@ from torch.utils import _pytree as pytree
 
 from gnnfx.errors import InputError, TraceError
 from gnnfx.frontend.data_dependent import Assumptions, decided_by, numbers_of
+from gnnfx.frontend.empty_index import extend_indices
 from gnnfx.frontend.example import CHECK_SIZES, TRACE_SIZES, is_edge_index, make_example, resize
+from gnnfx.frontend.functionalize import functionalize
 from gnnfx.frontend.keep import Call, at_fault, place_sites, submodule_calls
 from gnnfx.frontend.signature import (
     Signature,
@@ -42,7 +44,7 @@ from gnnfx.frontend.sparse import SparseAsEdges, stand_in
 from gnnfx.frontend.substitutes import FillByCopy, substituted
 from gnnfx.frontend.symbolic_builtins import symbolic_builtins
 from gnnfx.ir.assume import assume
-from gnnfx.ir.infer import annotate
+from gnnfx.ir.infer import annotate, take_as_inferred
 from gnnfx.ir.program import Instr, Program, set_record
 from gnnfx.ir.rewriter import drop_dead
 from gnnfx.ir.types import Domain, Record, wrong_size
@@ -302,7 +304,9 @@ def _export(
                 exported = torch.export.export(
                     adapter, (values,), dynamic_shapes=shapes, strict=False
                 )
-                return exported.run_decompositions({}), assumptions
+                functional = functionalize(exported)
+                extend_indices(functional.graph)
+                return functional, assumptions
         except Exception as error:
             raise TraceError(
                 f"torch.export could not capture {name}: {_first_line(error)}"
@@ -371,7 +375,9 @@ def _traced(
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             copies[node].name = node.name
-        copies[node].meta = {"val": node.meta.get("val")}
+        copies[node].meta = {"val": node.meta["val"]} if "val" in node.meta else {}
+        if "val" in node.meta and node.op == "call_function":
+            take_as_inferred(program, copies[node])
         record = Record(None, Domain.OTHER, _module_path(node))
         set_record(Instr(copies[node]), record)
     if assumptions.by_model and not any(n.target is assume for n in graph.nodes):

@@ -49,7 +49,8 @@ def infer_anew(program: Program, node: fx.Node) -> Any:
     """The fake result of `node`, remembered until an argument changes.
 
     Sizes that the graph's contents decide keep the symbols they had: running the op again would
-    make new symbols for the same sizes.
+    make new symbols for the same sizes.  A result that is like the old one is not replaced, so
+    that nothing computed from it has to be inferred again.
     """
     made_from = _made_from(program, node)
     if "val" in node.meta and node.meta.get(_MADE_FROM) == made_from:
@@ -62,9 +63,15 @@ def infer_anew(program: Program, node: fx.Node) -> Any:
             if old is None:
                 raise
             new = old
-        node.meta["val"] = old if _renames_sizes(program, old, new) else new
+        same = _alike(old, new) or _renames_sizes(program, old, new)
+        node.meta["val"] = old if same else new
     node.meta[_MADE_FROM] = made_from
     return node.meta["val"]
+
+
+def take_as_inferred(program: Program, node: fx.Node) -> None:
+    """Let the fake result that `node` comes with stand for what its arguments give."""
+    node.meta[_MADE_FROM] = _made_from(program, node)
 
 
 _MADE_FROM = "gnnfx_made_from"
@@ -92,6 +99,21 @@ def _made_from(program: Program, node: fx.Node) -> tuple[Any, ...]:
 
     args: Any = torch.fx.node.map_aggregate((node.args, node.kwargs), made)
     return node.op, node.target, args
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Whether two fake tensors say the same of a value."""
+    if not isinstance(old, Tensor) or not isinstance(new, Tensor):
+        return False
+    if old.dtype != new.dtype or old.device != new.device or old.dim() != new.dim():
+        return False
+    pairs = zip((*old.shape, *old.stride()), (*new.shape, *new.stride()), strict=True)
+    return all(_number(a) == _number(b) for a, b in pairs)
+
+
+def _number(size: Any) -> Any:
+    """A size as a number or expression: comparing symbolic sizes would add guards on them."""
+    return size.node.expr if isinstance(size, torch.SymInt) else size
 
 
 def _renames_sizes(program: Program, old: Any, new: Any) -> bool:
@@ -200,7 +222,7 @@ def structure_values(program: Program, kinds: dict[Dim, Domain]) -> set[str]:
             inside = False
         elif instr.op == "aten.sym_size.int":
             inside = instr.arg.op == "input" or instr.arg.name in known
-        elif instr.definition is not None and instr.definition.random:
+        elif instr.random:
             inside = False
         else:
             inside = all(i.name in known for i in instr.inputs)

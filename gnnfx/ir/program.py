@@ -129,6 +129,14 @@ class Instr:
         return find_op(self.node.target)
 
     @property
+    def random(self) -> bool:
+        """Whether two calls with the same arguments may differ."""
+        target = self.node.target
+        if not isinstance(target, torch._ops.OpOverload):
+            return False
+        return torch.Tag.nondeterministic_seeded in target.tags
+
+    @property
     def args(self) -> dict[str, Any]:
         """Arguments by name, defaults filled in; values are Instr, constants or lists of both."""
         named: dict[str, Any] = {}

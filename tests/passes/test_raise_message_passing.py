@@ -40,10 +40,11 @@ def test_each_spelling_is_raised_and_keeps_its_values(call: str) -> None:
     check_second_run(RaiseMessagePassing(), after)
 
 
-def test_zeros_like_another_value_have_as_many_rows() -> None:
-    text = SCATTER.replace("aten.new_zeros.default(m, [n, 8])", "aten.zeros_like.default(x)")
+def test_zeros_may_be_made_like_a_feature() -> None:
+    zeros = "aten.zeros_like.default(x)"
+    text = SCATTER.replace("aten.new_zeros.default(m, [n, 8])", zeros)
     before, after, _ = rewrite(RaiseMessagePassing(), text)
-    assert "scatter" in body(after)
+    assert [op for op in body(after) if not op.startswith("aten.sym")] == ["gather", "scatter"]
     src, dst = edges(5, 17)
     check_values(before, after, torch.randn(5, 8), src, dst)
 
@@ -51,7 +52,14 @@ def test_zeros_like_another_value_have_as_many_rows() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        pytest.param("new_zeros", "new_ones", "is not all zeros", id="starts-from-ones"),
+        pytest.param(
+            "aten.new_zeros.default(m, [n, 8])\n"
+            "  y: f32[N, 8] = aten.scatter_add.default(z, 0, i, m)",
+            "aten.new_ones.default(m, [n, 8])\n"
+            "  y: f32[N, 8] = aten.scatter_reduce.two(z, 0, i, m, 'amax', include_self=False)",
+            "is not all zeros",
+            id="starts-from-ones",
+        ),
         pytest.param(
             "aten.scatter_add.default(z, 0, i, m)",
             "aten.scatter_reduce.two(z, 0, i, m, 'amax')",
@@ -83,6 +91,27 @@ program columns(m: f32[E, 8], i: i64[E, 8], n: int[N])
     before, after, ctx = rewrite(RaiseMessagePassing(), text)
     assert after is before
     assert "an index of its own" in ctx.remarks[0].text
+
+
+def test_a_sum_that_starts_from_values_is_a_scatter_added_to_them() -> None:
+    text = SCATTER.replace("aten.new_zeros.default(m, [n, 8])", "aten.relu.default(x)")
+    before, after, _ = rewrite(RaiseMessagePassing(), text)
+    assert body(after)[-2:] == ["scatter", "aten.add.Tensor"]
+    src, dst = edges(5, 17)
+    check_values(before, after, torch.randn(5, 8), src, dst)
+    check_second_run(RaiseMessagePassing(), after)
+
+
+@pytest.mark.parametrize(
+    "zeros", ["aten.zeros_like.default(x)", "aten.full_like.default(x, 0)"], ids=["zeros", "full"]
+)
+def test_zeros_like_a_feature_have_as_many_rows(zeros: str) -> None:
+    text = SCATTER.replace("aten.new_zeros.default(m, [n, 8])", zeros)
+    before, after, _ = rewrite(RaiseMessagePassing(), text)
+    assert "scatter" in body(after)
+    assert next(after.find("scatter")).args["num_rows"].arg.op == "input"
+    src, dst = edges(5, 17)
+    check_values(before, after, torch.randn(5, 8), src, dst)
 
 
 MEAN = """\
@@ -145,5 +174,52 @@ def test_the_softmax_composite_is_one_op() -> None:
     [("1e-16", "1e-3"), ("'amax'", "'amin'"), ("aten.sub.Tensor", "aten.add.Tensor")],
 )
 def test_what_is_almost_a_softmax_stays(old: str, new: str) -> None:
+    _, after, _ = rewrite(RaiseMessagePassing(), SOFTMAX.replace(old, new))
+    assert "edge_softmax" not in body(after)
+
+
+OTHER_SOFTMAX = {
+    "epsilon-after-gather": [
+        ("  p: f32[N, 4] = aten.add.Tensor(t, 1e-16)\n", ""),
+        (
+            "  q: f32[E, 4] = aten.index_select.default(p, 0, dst)\n",
+            "  p: f32[E, 4] = aten.index_select.default(t, 0, dst)\n"
+            "  q: f32[E, 4] = aten.add.Tensor(p, 1e-12)\n",
+        ),
+    ],
+    "low-start": [
+        (
+            "h: f32[N, 4] = aten.scatter_reduce.two(z, 0, i, l, 'amax', include_self=False)",
+            "o: f32[N, 4] = aten.new_full.default(l, [n, 4], -1e9)\n"
+            "  h: f32[N, 4] = aten.scatter_reduce.two(o, 0, i, l, 'amax')",
+        ),
+    ],
+    "unshifted": [("aten.exp.default(s)", "aten.exp.default(l)"), ("(t, 1e-16)", "(t, 0.0)")],
+    "shifted-by-least": [("'amax'", "'amin'"), ("(t, 1e-16)", "(t, 0.0)")],
+}
+
+
+@pytest.mark.parametrize("edits", OTHER_SOFTMAX.values(), ids=OTHER_SOFTMAX)
+def test_other_spellings_of_softmax(edits: list[tuple[str, str]]) -> None:
+    text = SOFTMAX
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new)
+    before, after, _ = rewrite(RaiseMessagePassing(), text)
+    assert body(after) == ["edge_softmax"]
+    _, dst = edges(5, 17)
+    check_values(before, after, torch.randn(17, 4), dst, 5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("aten.exp.default(s)", "aten.exp.default(l)"),
+        ("two(z, 0, i, l, 'amax', include_self=False)", "two(z, 0, i, l, 'amax')"),
+    ],
+    ids=["unshifted", "start-of-0"],
+)
+def test_an_epsilon_counts_where_sums_may_be_small(old: str, new: str) -> None:
+    assert old in SOFTMAX
     _, after, _ = rewrite(RaiseMessagePassing(), SOFTMAX.replace(old, new))
     assert "edge_softmax" not in body(after)
