@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from gnnfx.errors import InputError
-from gnnfx.frontend.signature import map_atoms
+from gnnfx.frontend.hops import resized_counts
+from gnnfx.frontend.signature import key_of, map_atoms, map_named_atoms
 from gnnfx.frontend.sparse import is_sparse, resized
 
 Sizes = dict[str, tuple[int, ...]]
-Group = tuple[str, int]
+# Kind of rows, their number, and the node or edge type that they belong to.
+Group = tuple[str, int, tuple[str, ...]]
 
 _ODD = (11, 13, 17, 19, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89)
 TRACE_SIZES: Sizes = {
@@ -107,19 +109,24 @@ def resize(inputs: dict[str, Any], sizes: Sizes, *, apart: bool = True) -> dict[
     """The same kinds of inputs with other row counts, taken from `sizes`.
 
     Dimensions of one size stay of one size; with `apart`, edges are told from rows of equal number
-    by their form.  Indices are brought into range; integers that equal a row count follow it.
+    by their form, and rows of one type from those of another.  Indices are brought into range;
+    integers that equal a row count follow it, and so do lists of them that add up to one.
     """
-    atoms: list[Any] = []
-    map_atoms(atoms.append, inputs)
-    dims = _varying(atoms, apart)
-    new = _new_sizes(atoms, dims, sizes)
-    rows = {size: new_size for (kind, size), new_size in new.items() if kind == "rows"}
-    ends = {size - 1: new_size - 1 for (kind, size), new_size in new.items() if kind == "ptr"}
-    highest = min(rows.values(), default=None)
-    varying = iter(dims)
+    named: list[tuple[str, Any]] = []
+    map_named_atoms(lambda path, atom: named.append((path, atom)), inputs)
+    atoms = [atom for _, atom in named]
+    dims = _varying(atoms, [key_of(path) if apart else () for path, _ in named], apart)
+    new = _new_sizes(atoms, dims, sizes, least=resized_counts(named, {}).least)
+    rows = {size: new_size for (kind, size, _), new_size in new.items() if kind == "rows"}
+    ends = {size - 1: new_size - 1 for (kind, size, _), new_size in new.items() if kind == "ptr"}
+    counts = resized_counts(named, {group[1:]: size for group, size in new.items()})
+    highest = min([*rows.values(), *counts.seeds], default=None)
+    varying, numbers = iter(dims), iter(counts.values)
 
     def resized_atom(atom: Any) -> Any:
-        keys = next(varying)
+        keys, count = next(varying), next(numbers)
+        if count is not None:
+            return count
         if is_sparse(atom):
             cols = new[keys[1]] if 1 in keys else atom.shape[1]
             return resized(atom, new[keys[0]], cols, new[keys[2]])
@@ -134,8 +141,10 @@ def resize(inputs: dict[str, Any], sizes: Sizes, *, apart: bool = True) -> dict[
     return map_atoms(resized_atom, inputs)
 
 
-def _new_sizes(atoms: list[Any], dims: list[dict[int, Group]], sizes: Sizes) -> dict[Group, int]:
-    """A size for each group, none that a dimension of fixed size has."""
+def _new_sizes(
+    atoms: list[Any], dims: list[dict[int, Group]], sizes: Sizes, least: int
+) -> dict[Group, int]:
+    """A size for each group, at least `least`, none that a dimension of fixed size has."""
     fixed = {
         size
         for atom, varying in zip(atoms, dims, strict=True)
@@ -143,38 +152,72 @@ def _new_sizes(atoms: list[Any], dims: list[dict[int, Group]], sizes: Sizes) -> 
         for dim, size in enumerate(atom.shape)
         if dim not in varying
     }
+    fixed |= {n for kind in sizes for n in sizes[kind] if n < least and kind != "ptr"}
     free = {kind: (n for n in chain(sizes[kind], count(200)) if n not in fixed) for kind in sizes}
     groups = dict.fromkeys(group for varying in dims for group in varying.values())
     return {group: next(free[group[0]]) for group in groups}
 
 
-def _varying(atoms: list[Any], apart: bool) -> list[dict[int, Group]]:
-    """The dimensions of each input that vary between graphs, with the group they belong to."""
+def _varying(
+    atoms: list[Any], keys: list[tuple[str, ...]], apart: bool
+) -> list[dict[int, Group]]:
+    """The dimensions of each input that vary between graphs, with the group they belong to.
+
+    keys: the node or edge type of each input, as far as known.
+    """
+    types = _types(atoms, keys)
     indices = [a for a in atoms if is_edge_index(a)]
     edges = {a.shape[1] for a in indices} if apart else set()
     plain = [a for a in atoms if _is_plain(a) and a.dim() > 0 and not is_edge_index(a)]
     rows = {a.shape[0] for a in plain}
     nodes = next((a.shape[0] for a in plain if a.dim() > 1), None)
     dims: list[dict[int, Group]] = []
-    for atom in atoms:
+    for atom, type_ in zip(atoms, types, strict=True):
         if is_sparse(atom):
             # Beside an edge index a sparse matrix holds features: its columns are channels.
             lines = atom.shape[:1] if indices else atom.shape[:2]
-            sizes: dict[int, Group] = {dim: ("rows", size) for dim, size in enumerate(lines)}
-            dims.append({**sizes, 2: ("edges", atom._nnz())})
+            # PyG's adjacency matrices are transposed: a row for each destination.
+            ends = ((type_[-1],), (type_[0],)) if len(type_) == 3 else ((), ())
+            sizes: dict[int, Group] = {
+                dim: ("rows", size, ends[dim]) for dim, size in enumerate(lines)
+            }
+            dims.append({**sizes, 2: ("edges", atom._nnz(), type_)})
         elif is_edge_index(atom):
-            dims.append({1: ("edges" if apart else "rows", atom.shape[1])})
+            dims.append({1: ("edges" if apart else "rows", atom.shape[1], type_)})
         elif not isinstance(atom, Tensor) or atom.dim() == 0:
             dims.append({})
         elif _is_ptr(atom, rows):
-            dims.append({0: ("ptr", atom.shape[0])})
+            dims.append({0: ("ptr", atom.shape[0], type_)})
         else:
             size = atom.shape[0]
             # With as many nodes as edges, only the form can tell: vectors of floats are weights.
             weights = atom.dim() == 1 and atom.is_floating_point()
             on_edges = size in edges and (size != nodes or weights)
-            dims.append({0: ("edges" if on_edges else "rows", size)})
+            if apart and type_:
+                on_edges = len(type_) == 3
+            dims.append({0: ("edges" if on_edges else "rows", size, type_)})
     return dims
+
+
+def _types(atoms: list[Any], keys: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The node or edge type whose rows each input has.
+
+    Keys of dictionaries are types only where some of them are edge types; what has no key belongs
+    to the type that has as many rows, if there is one.
+    """
+    edge_types = {key for key in keys if len(key) == 3}
+    known = {(end,) for src, _, dst in edge_types for end in (src, dst)} | edge_types
+    types = [key if edge_types and key in known else () for key in keys]
+    of_size: dict[int, tuple[str, ...]] = {}
+    for atom, type_ in zip(atoms, types, strict=True):
+        if type_ and _is_plain(atom) and atom.dim():
+            of_size.setdefault(atom.shape[1 if is_edge_index(atom) else 0], type_)
+    return [
+        of_size.get(atom.shape[0], ())
+        if not type_ and _is_plain(atom) and atom.dim() and not is_edge_index(atom)
+        else type_
+        for atom, type_ in zip(atoms, types, strict=True)
+    ]
 
 
 def _is_plain(value: Any) -> bool:
