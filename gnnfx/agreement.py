@@ -20,7 +20,7 @@ def disagreement(want: Tensor, have: Tensor) -> str | None:
             f"{want.dtype} {tuple(want.shape)}"
         )
     worst = _distance(want, have)
-    finite = want[want.isfinite()].abs()
+    finite = want[want.isfinite()].double().abs()
     scale = max(float(finite.max()) if finite.numel() else 0.0, 1e-6)
     if worst <= _TOLERANCE * scale:
         return None

@@ -57,8 +57,8 @@ def _same_value(instr: Instr) -> Instr | None:
     """An operand that `instr` equals, or None."""
     if instr.op in _COPIES:
         return _operand(instr.arg) if _strides(instr) == _strides(instr.arg) else None
-    if instr.op == "aten.copy.default" and instr.args["src"].type == instr.type:
-        return _operand(instr.args["src"])
+    if instr.op == "aten.copy.default" and (source := instr.args["src"]).type == instr.type:
+        return _operand(source) if _strides(instr) == _strides(source) else None
     if instr.op in _SAME_SHAPE | _CASTS and instr.arg.type == instr.type:
         same_device = instr.fake.device == instr.arg.fake.device
         return _operand(instr.arg) if same_device else None

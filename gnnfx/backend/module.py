@@ -132,8 +132,9 @@ class OptimizedModule(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """Modules and tensors of the model, which live in the feature part."""
-        feature = self.__dict__.get("_modules", {}).get("_feature")
-        if feature is not None:
+        own = self.__dict__.get("_modules", {})
+        feature = own.get("_feature")
+        if feature is not None and name not in own:
             for members in (feature._modules, feature._parameters, feature._buffers):
                 if name in members:
                     return members[name]
