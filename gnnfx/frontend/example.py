@@ -158,9 +158,7 @@ def _new_sizes(
     return {group: next(free[group[0]]) for group in groups}
 
 
-def _varying(
-    atoms: list[Any], keys: list[tuple[str, ...]], apart: bool
-) -> list[dict[int, Group]]:
+def _varying(atoms: list[Any], keys: list[tuple[str, ...]], apart: bool) -> list[dict[int, Group]]:
     """The dimensions of each input that vary between graphs, with the group they belong to.
 
     keys: the node or edge type of each input, as far as known.

@@ -45,8 +45,7 @@ def resized_counts(
         parent, _, last = path.rpartition(".")
         if type(value) is int and last.isdigit():
             lists.setdefault(parent, []).append(place)
-    known = {v for _, a in named for v in (a.shape if isinstance(a, Tensor) else (a,)) if _is_int(v)}
-    known |= set(sizes.values())
+    known = {n for _, value in named for n in _numbers(value)} | set(sizes.values())
     values: list[int | None] = [None] * len(named)
     seeds: list[int] = []
     small = (n for n in count(2) if n not in known)
@@ -65,5 +64,7 @@ def resized_counts(
     return Counts(values, seeds, least)
 
 
-def _is_int(value: Any) -> bool:
-    return type(value) is int
+def _numbers(value: Any) -> tuple[int, ...]:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    return (value,) if type(value) is int else ()

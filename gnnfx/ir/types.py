@@ -6,7 +6,7 @@ import enum
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -20,7 +20,7 @@ def axis_names(dim: Dim) -> list[str]:
     return sorted(set(re.findall(rf"\b{AXIS}(?!\w|\()", str(dim))) - {"True"})
 
 
-def is_axis(dim: Dim) -> bool:
+def is_axis(dim: Dim) -> TypeGuard[str]:
     """Whether a size is one named axis, such as `N`, `E1` or `N[paper]`."""
     return re.fullmatch(AXIS, str(dim)) is not None
 
