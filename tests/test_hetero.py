@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
-from torch_geometric.nn import HeteroConv, SAGEConv
+from torch_geometric.nn import HeteroConv, SAGEConv, to_hetero, to_hetero_with_bases
 
 import gnnfx
 from gnnfx.errors import InputError
@@ -84,3 +87,33 @@ def test_hetero_data_itself() -> None:
     assert "kept" not in optimized.ir()
     with torch.no_grad():
         assert_same(model(other), optimized(other))
+
+
+class Homogeneous(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = SAGEConv((-1, -1), 16), SAGEConv((-1, -1), 4)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.second(self.first(x, edge_index).relu(), edge_index)
+        return out
+
+
+def with_bases(model: nn.Module, metadata: Any) -> nn.Module:
+    """Bases weight messages by type in hooks, which have to be captured too."""
+    made: nn.Module = to_hetero_with_bases(model, metadata, num_bases=3, in_channels={"x": 8})
+    return made
+
+
+@pytest.mark.parametrize("transform", [to_hetero, with_bases])
+@pytest.mark.parametrize("papers", [47, 31], ids=["sizes-differ", "sizes-equal"])
+def test_transformed_models(transform: Callable[..., nn.Module], papers: int) -> None:
+    model = transform(Homogeneous(), (list(CHANNELS), TYPES)).eval()
+    example = graph(papers=papers)
+    with torch.no_grad():
+        model(*example)
+    optimized = gnnfx.optimize(model, "fp32", example)
+    assert optimized.report.kept == ()
+    for other in (graph(17, 23, (60, 0, 30)), graph(30, 30, (40, 40, 40))):
+        with torch.no_grad():
+            assert_same(model(*other), optimized(*other))

@@ -86,6 +86,8 @@ class FillByCopy(TorchFunctionMode):
 
 
 _METHODS = {("torch_geometric.nn.dense.linear", "HeteroLinear", "forward"): _hetero_linear}
+# Modules that PyG writes for a layer's `propagate` and `edge_updater`.
+_GENERATED = ("_propagate", "_edge_updater")
 _SUBSTITUTES = {
     "torch_geometric.index.ptr2index": _ptr2index,
     "torch_geometric.index.index2ptr": _index2ptr,
@@ -112,6 +114,10 @@ def substituted(model: nn.Module) -> Iterator[None]:
             setattr(cls, name, make(getattr(cls, name)))
     changed: list[tuple[dict[str, Any], str, Any]] = []
     for module_name, module in list(sys.modules.items()):
+        if module_name.endswith(_GENERATED) and hasattr(module, "is_compiling"):
+            # PyG leaves out the hooks on messages while it is compiled; they belong to the model.
+            changed.append((vars(module), "is_compiling", vars(module)["is_compiling"]))
+            vars(module)["is_compiling"] = lambda: False
         if module is None or not (module_name in own or module_name.startswith("torch_geometric")):
             continue
         space = vars(module)
