@@ -236,8 +236,7 @@ def _quantize(
     observe = PassManager(observe_passes(), FLOAT_FACTS)
     program = observe.run(program, ctx, after_each=after_each)
     if not any(program.find("observe")):
-        reasons = "; ".join(f"{r.module or r.instr}: {r.text}" for r in ctx.remarks if not r.done)
-        raise PolicyError(f"the policy would quantize nothing in this model: {reasons}")
+        raise PolicyError(f"the policy would quantize nothing in this model: {ctx.reasons()}")
     first: list[tuple[Any, ...]] = []
     if calibration is not None:
         samples = (_leaves(traced, sample, n) for n, sample in enumerate(_listed(calibration)))

@@ -71,6 +71,11 @@ class PassContext:
         """Remember why something was not done at `instr`."""
         self.remarks.append(Remark(self.pass_name, instr.module, instr.name, reason, done=False))
 
+    def reasons(self) -> str:
+        """Why things were not done, in one line."""
+        missed = [f"{r.module or r.instr}: {r.text}" for r in self.remarks if not r.done]
+        return "; ".join(missed) or "it has no linear layer and no sum over neighbours"
+
 
 class Pass(abc.ABC):
     """A rewrite of a whole program.

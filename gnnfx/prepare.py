@@ -76,8 +76,7 @@ def prepare_traced(
     chosen = ctx.policy
     program = PassManager(training_passes(chosen)).run(traced.program, ctx)
     if chosen.quantize is not None and not any(program.find("observe")):
-        reasons = "; ".join(f"{r.module or r.instr}: {r.text}" for r in ctx.remarks if not r.done)
-        raise PolicyError(f"the policy would quantize nothing in this model: {reasons}")
+        raise PolicyError(f"the policy would quantize nothing in this model: {ctx.reasons()}")
     verify_outputs(model, traced, program)
     _warn_of_differences(model, traced, program)
     return PreparedModule(model, Origin(traced, program, split(program), ctx, name))

@@ -96,6 +96,11 @@ OPTIMIZE: dict[str, tuple[Callable[[], Any], type[GnnfxError], str]] = {
         PolicyError,
         "would quantize nothing in this model",
     ),
+    "nothing-at-all": (
+        lambda: gnnfx.optimize(nn.Tanh(), "int8", (X,)),
+        PolicyError,
+        "it has no linear layer and no sum over neighbours",
+    ),
     "empty": (
         lambda: gnnfx.optimize(make("gcn"), "int8", (X, E), calibration=[]),
         CalibrationError,
