@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,8 @@ def disagreement(want: Tensor, have: Tensor) -> str | None:
 
 def is_as_exact(exact: Tensor, want: Tensor, have: Tensor) -> bool:
     """Whether `have` is as near to the exact result as the model's `want`: the rest is rounding."""
-    return _distance(exact, have) <= _ROUNDING * _distance(exact, want)
+    rounding = _distance(exact, want)
+    return math.isfinite(rounding) and _distance(exact, have) <= _ROUNDING * rounding
 
 
 def _distance(want: Tensor, have: Tensor) -> float:
