@@ -315,7 +315,7 @@ def verify_outputs(
             exact = exact or _in_float64(eager, inputs)
             if exact is not None and is_as_exact(exact[number], want, have):
                 continue
-            source = program.results[number]
+            source = program.returned[number]
             raise MismatchError(
                 f"output {number} of {type(model).__name__} {gap} after optimization, at "
                 f"{source.name} of module {source.module or '(top)'!r}; this is a fault of gnnfx, "

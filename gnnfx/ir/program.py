@@ -258,9 +258,13 @@ class Program:
 
     @property
     def results(self) -> list[Instr]:
-        """Values that the program returns, in order."""
-        flat, _ = torch.utils._pytree.tree_flatten(self.output.node.args[0])
-        return [Instr(n) for n in flat if isinstance(n, fx.Node)]
+        """Values that the program returns, in order, without those that are constants."""
+        return [result for result in self.returned if isinstance(result, Instr)]
+
+    @property
+    def returned(self) -> list[Any]:
+        """All that the program returns: values, and constants such as None."""
+        return [_wrap(v) for v in torch.utils._pytree.tree_leaves(self.output.node.args[0])]
 
     def find(self, *ops: str) -> Iterator[Instr]:
         """Instructions that call one of `ops`, in program order."""
