@@ -146,3 +146,10 @@ def test_the_pass_manager_checks_order_and_results(tmp_path: Path) -> None:
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["00-canonicalize.txt", "01-raise-message-passing.txt"]
     assert dump(parse((tmp_path / names[0]).read_text())) == (tmp_path / names[0]).read_text()
+
+
+def test_constants_among_the_results_keep_their_places() -> None:
+    text = "program p(x: f32[N, 8])\n  y: f32[N, 8] = aten.relu.default(x)\n  return (None, y)\n"
+    program = parse(text)
+    assert [result.name for result in program.results] == ["y"]
+    assert [str(result) for result in program.returned] == ["None", "y"]
