@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gnnfx.frontend.signature import as_call, flatten
@@ -146,29 +146,9 @@ def _first_difference(
     before: Program, after: Program, inputs: tuple[Any, ...], tolerance: float
 ) -> str:
     """The first instruction of `after` with another value than its namesake in `before`."""
-    old, new = _values(before, inputs), _values(after, inputs)
+    old, new = before.values(*inputs), after.values(*inputs)
     for name, value in new.items():
         was = old.get(name)
         if isinstance(was, Tensor) and _difference(was, value) > tolerance:
             return name
     return ""
-
-
-def _values(program: Program, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    """Every value of one run by name, in program order."""
-    keeper = _Keeper(program.module())
-    with torch.no_grad():
-        keeper.run(*inputs)
-    return keeper.values
-
-
-class _Keeper(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.values: dict[str, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op != "output":
-            self.values[n.name] = value
-        return value

@@ -13,7 +13,7 @@ from gnnfx import artifact, artifact_commands, compress_commands
 from gnnfx import demo as demo_module
 from gnnfx import dump as dump_module
 from gnnfx import qat as qat_module
-from gnnfx.shown_errors import errors_shown as _errors_shown
+from gnnfx.shown_errors import errors_shown
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -52,7 +52,7 @@ def demo(
 ) -> None:
     """Train a model, optimize it, and compare accuracy, latency and memory."""
     console = Console()
-    with _errors_shown():
+    with errors_shown():
         result = demo_module.run(
             dataset,
             root=root,
@@ -77,7 +77,7 @@ def optimize(
 
     FUNCTION takes nothing and returns a model, (model, example_inputs) or (model, args, kwargs).
     """
-    with _errors_shown():
+    with errors_shown():
         optimized = artifact_commands.optimize_file(model, policy, output)
     Console().print(optimized.report.table())
 
@@ -88,7 +88,7 @@ def inspect(
     ir: Annotated[bool, typer.Option("--ir", help="Print the program, too.")] = False,
 ) -> None:
     """Show what a saved model holds: its report, its tensors and its size."""
-    with _errors_shown():
+    with errors_shown():
         found = artifact.read(path)
     console = Console()
     console.print(found.report.table())
@@ -120,7 +120,7 @@ def qat(
     ] = None,
 ) -> None:
     """Train with and without rounding, and compare the accuracy of what runs."""
-    with _errors_shown():
+    with errors_shown():
         outcomes = qat_module.run(
             dataset,
             model,
@@ -149,7 +149,7 @@ def dump(
     to: Annotated[Path | None, typer.Option(help="Folder for the text after each pass.")] = None,
 ) -> None:
     """Show the program that gnnfx makes of a model."""
-    with _errors_shown():
+    with errors_shown():
         text = dump_module.run(source, policy=policy, after=after, html_to=html, folder=to)
     typer.echo(text, nl=False)
 

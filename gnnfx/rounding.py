@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from gnnfx.figures import DegreeRange, Figures, LayerNoise, Site
 from gnnfx.ir.program import Instr, Program
@@ -20,7 +20,7 @@ def compare(observed: Program, simulated: Program, sample: Sequence[Any]) -> Fig
 
     observed: the float program, with observers where `simulated` has fake-quantizers.
     """
-    before, after = _values(observed, sample), _values(simulated, sample)
+    before, after = observed.values(*sample), simulated.values(*sample)
     rounded = {i.name: i for i in simulated.instrs}
     sites: dict[str, Site] = {}
     layers = []
@@ -92,22 +92,3 @@ def _by_degree(
     for digit in digits.unique().tolist():
         rows = digits == digit
         yield int(degree[rows].min()), int(degree[rows].max()), rows
-
-
-def _values(program: Program, sample: Sequence[Any]) -> dict[str, Any]:
-    """Every value of one run, by name."""
-    keeper = _Keeper(program.module())
-    with torch.no_grad():
-        keeper.run(*sample)
-    return keeper.values
-
-
-class _Keeper(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.values: dict[str, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.values[n.name] = value
-        return value

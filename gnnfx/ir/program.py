@@ -314,6 +314,13 @@ class Program:
         with torch.no_grad():
             return self.module()(*inputs)
 
+    def values(self, *inputs: Any) -> dict[str, Any]:
+        """Every value of one run on real inputs, by name, in program order."""
+        keeper = _Keeper(self.module())
+        with torch.no_grad():
+            keeper.run(*inputs)
+        return keeper.kept
+
     def type_of(self, value: Any) -> ValueType:
         """The printable type of a FakeTensor, SymInt or tuple of them."""
         if isinstance(value, Tensor):
@@ -392,3 +399,17 @@ def codes_of(instr: Instr) -> Codes | None:
     if args.get("out_scale") is not None:
         return Codes(args["out_bits"], args["out_scale"].name, args["out_zero_point"].name)
     return None
+
+
+class _Keeper(fx.Interpreter):
+    """Keeps what each instruction gives."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.kept: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op != "output":
+            self.kept[n.name] = value
+        return value
