@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-TABLE_WIDTH = 140
+TABLE_WIDTH = 128
 PACKAGES = ("gnnfx", "torch", "torch-geometric", "numba", "numpy", "dgl", "tinygnn", "triton")
 
 

@@ -29,6 +29,7 @@ class Workload:
 
     graphs: one graph, or batches of which each call takes another.
     always_new: no graph comes twice, so there is nothing to time on a graph seen before.
+    small: a graph that eager can surely run on, where it may not fit on the others.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Workload:
     graphs: tuple[Graph, ...]
     channels: tuple[int, int, int]
     always_new: bool = False
+    small: Graph | None = None
 
     @property
     def graph(self) -> Graph:
@@ -63,13 +65,13 @@ class Workload:
         return models.arguments(self.model_name, graph)
 
     def shrunk(self) -> Workload:
-        """The same model on a random graph with a sixteenth of the nodes and edges.
+        """The same model on the first rows of x and a random graph, a sixteenth as large.
 
         Memory of a call is proportional to nodes and edges, so this one tells how much the whole
         would need without running it.
         """
         nodes, edges = max(1, self.nodes // SHRINK), max(1, self.edges // SHRINK)
-        graph = power_law(nodes, edges, self.graph.x.shape[1])
+        graph = replace(power_law(nodes, edges, 1), x=self.graph.x[:nodes].cpu().contiguous())
         return replace(self, name=f"{self.name} / {SHRINK}", graphs=(graph,))
 
     def to(self, device: str) -> Workload:

@@ -1,4 +1,8 @@
-"""gnnfx under each policy, calibrated on the workload's own graph."""
+"""gnnfx under each policy, calibrated on the workload's own graph.
+
+Where eager may not fit, the example and the calibration are a graph a sixteenth as large:
+`optimize` runs the model it is given to compare answers.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ def optimized(policy: str) -> Callable[[Workload], Peer]:
     """The peer `gnnfx-POLICY`."""
 
     def make(work: Workload) -> Peer:
-        example = work.arguments(work.graph)
+        example = work.arguments(work.small or work.graph)
         module = gnnfx.optimize(work.model, policy, example, calibration=[example])
         return Peer(
             f"gnnfx-{policy}",
@@ -23,6 +27,7 @@ def optimized(policy: str) -> Callable[[Workload], Peer]:
             lambda a: module(*a),
             exact=policy == "fp32",
             extra={"report": module.report.to_dict()},
+            module=module,
         )
 
     return make

@@ -17,6 +17,8 @@ from graphs import Graph
 from torch import Tensor
 from torch_geometric.nn import global_mean_pool
 
+from gnnfx.backend.module import OptimizedModule
+
 EXACT_TOLERANCE = 1e-4
 """Largest difference from eager, relative to the largest output, for peers that claim float32."""
 
@@ -29,6 +31,7 @@ class Peer:
     remembers: a graph that it has seen is faster than a new one; where that is not so, one timing
         stands for both.
     extra: what else there is to tell, as plain data.
+    module: the optimized module behind the peer, if it is one.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Peer:
     exact: bool = True
     remembers: bool = True
     extra: dict[str, object] | None = None
+    module: OptimizedModule | None = None
 
 
 class Unavailable(Exception):

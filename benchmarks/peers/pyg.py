@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from workloads import Workload
 
 from peers.peer import Peer, Unavailable
 from peers.peer import csr as adjacency
+
+# Other layers refuse an adjacency, or turn it back into an edge list in each call.
+_SUMS = ("gcn", "sage", "gin")
 
 
 def eager(work: Workload) -> Peer:
@@ -24,6 +28,7 @@ def eager(work: Workload) -> Peer:
 def compiled(work: Workload) -> Peer:
     """The same model under torch.compile."""
     torch._dynamo.reset()
+    torch._logging.set_logs(dynamo=logging.ERROR)  # it warns of each break in the graph
     model: Any = torch.compile(copy.deepcopy(work.model), dynamic=True)
     note = "torch.compile(dynamic=True) of PyG"
     return Peer("compile", note, work.arguments, lambda a: model(*a), remembers=False)
@@ -52,8 +57,8 @@ def csr_cached(work: Workload) -> Peer:
 
 
 def _on_adjacency(name: str, note: str, work: Workload, model: Any, start: Any = None) -> Peer:
-    if work.model_name in ("rgcn", "gine"):
-        raise Unavailable("the layer takes types or features of edges beside an edge_index only")
+    if work.model_name not in _SUMS:
+        raise Unavailable(f"PyG multiplies by an adjacency in {', '.join(_SUMS)} only")
 
     def prepare(graph: Graph) -> tuple[Tensor, ...]:
         if start is not None:
