@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+MODULES = ("compare", "graphs", "limits", "memory", "report", "rounds", "run", "workloads")
 OPTIONS = ["--workloads", "molecules-gcn", "--parts", "workloads", "--budget", "0.02"]
 
 
@@ -19,8 +21,7 @@ OPTIONS = ["--workloads", "molecules-gcn", "--parts", "workloads", "--budget", "
 def suite(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The scripts of `benchmarks/`, which import each other by their bare names."""
     monkeypatch.syspath_prepend(str(FOLDER))
-
-    return SimpleNamespace(**{k: v for k, v in locals().items() if k != "monkeypatch"})
+    return SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
 
 
 @pytest.fixture
@@ -117,8 +118,7 @@ def test_sampled_batches_are_subgraphs(suite: SimpleNamespace) -> None:
 
 
 def test_reading_rows_reads_every_byte(suite: SimpleNamespace) -> None:
-    from gather_numba import read_rows
-
+    read_rows = importlib.import_module("gather_numba").read_rows
     for width in (40, 64, 100, 512):
         table = torch.zeros((50, width), dtype=torch.int8)
         index = torch.arange(50, dtype=torch.int32)
