@@ -213,7 +213,8 @@ class _Fresh:
         self._graph = self._graphs[self._turn % len(self._graphs)].rotated(self._turn)
 
     def run(self) -> object:
-        return self._peer.call(self._peer.prepare(self._graph))
+        graph, self._graph = self._graph, self._graphs[0]  # a large graph lives no longer than used
+        return self._peer.call(self._peer.prepare(graph))
 
 
 @contextlib.contextmanager

@@ -5,8 +5,9 @@ Everything random comes from seed 0, so every run and every peer sees the same g
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,20 +30,21 @@ class Missing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One graph or batch with all that any of the models reads."""
+    """One graph or batch, with types or features of edges where the model reads them."""
 
     x: Tensor  # [N, F] float32
     edge_index: Tensor  # [2, E] int64
-    edge_type: Tensor  # [E] int64, below EDGE_TYPES
-    edge_attr: Tensor  # [E, EDGE_CHANNELS] float32
     batch: Tensor | None = None  # [N] int64: which of several small graphs a node is of
+    edge_type: Tensor | None = None  # [E] int64, below EDGE_TYPES
+    edge_attr: Tensor | None = None  # [E, EDGE_CHANNELS] float32
 
-    @classmethod
-    def of(cls, x: Tensor, edge_index: Tensor, batch: Tensor | None = None) -> Graph:
-        """A graph with edge types and edge features drawn at random."""
-        edges = edge_index.shape[1]
-        types = torch.randint(EDGE_TYPES, (edges,))
-        return cls(x, edge_index, types, torch.randn(edges, EDGE_CHANNELS), batch)
+    def with_edge_type(self) -> Graph:
+        """The graph with a type drawn for each edge."""
+        return replace(self, edge_type=torch.randint(EDGE_TYPES, (self.edge_index.shape[1],)))
+
+    def with_edge_attr(self) -> Graph:
+        """The graph with features drawn for each edge."""
+        return replace(self, edge_attr=torch.randn(self.edge_index.shape[1], EDGE_CHANNELS))
 
     def rotated(self, places: int) -> Graph:
         """The same graph with its edges in another order, in new tensors.
@@ -54,19 +56,15 @@ class Graph:
         return replace(
             self,
             edge_index=self.edge_index.roll(turn, dims=1),
-            edge_type=self.edge_type.roll(turn),
-            edge_attr=self.edge_attr.roll(turn, dims=0),
+            edge_type=None if self.edge_type is None else self.edge_type.roll(turn),
+            edge_attr=None if self.edge_attr is None else self.edge_attr.roll(turn, dims=0),
         )
 
     def to(self, device: str) -> Graph:
         """The graph on a device."""
-        return Graph(
-            self.x.to(device),
-            self.edge_index.to(device),
-            self.edge_type.to(device),
-            self.edge_attr.to(device),
-            None if self.batch is None else self.batch.to(device),
-        )
+        given: Any = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: Any = {name: t if t is None else t.to(device) for name, t in given.items()}
+        return Graph(**moved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +99,7 @@ def dataset(name: str, root: Path) -> tuple[Graph, int]:
             data, classes = load(title, root=root)
     except (OSError, InputError) as error:
         raise Missing(f"{title} is neither in {root} nor can it be downloaded: {error}") from error
-    torch.manual_seed(0)
-    return Graph.of(data.x.float().contiguous(), data.edge_index.contiguous()), classes
+    return Graph(data.x.float().contiguous(), data.edge_index.contiguous()), classes
 
 
 def power_law(nodes: int, edges: int, features: int) -> Graph:
@@ -115,7 +112,7 @@ def power_law(nodes: int, edges: int, features: int) -> Graph:
     src = torch.multinomial(weight, edges, replacement=True)
     dst = torch.multinomial(weight, edges, replacement=True)
     order = torch.randperm(nodes)
-    return Graph.of(torch.randn(nodes, features), torch.stack([order[src], order[dst]]))
+    return Graph(torch.randn(nodes, features), torch.stack([order[src], order[dst]]))
 
 
 def molecules(features: int, graphs: int, batches: int) -> list[Graph]:
@@ -137,7 +134,7 @@ def _molecule_batch(features: int, graphs: int) -> Graph:
     bonds = torch.cat(pairs, dim=1)
     edge_index = torch.cat([bonds, bonds.flip(0)], dim=1)
     batch = torch.arange(graphs).repeat_interleave(sizes)
-    return Graph.of(torch.randn(int(first[-1]), features), edge_index, batch)
+    return Graph(torch.randn(int(first[-1]), features), edge_index, batch)
 
 
 def sampled(whole: Graph) -> list[Graph]:
@@ -157,7 +154,7 @@ def sampled(whole: Graph) -> list[Graph]:
     for seeds in drawn[: count * _BATCHES].split(count):
         edges = _sample(src, rowptr, seeds, nodes, generator)
         reached, local = _numbered(seeds, src[edges], dst[edges], nodes)
-        batches.append(Graph.of(whole.x[reached], local))
+        batches.append(Graph(whole.x[reached], local))
     return batches
 
 

@@ -74,6 +74,13 @@ def build(name: str, graph: Graph, hidden: int, classes: int) -> nn.Module:
     return model.eval()
 
 
+def completed(name: str, graph: Graph) -> Graph:
+    """`graph` with what the model of that name reads of each edge."""
+    if name == "rgcn":
+        return graph.with_edge_type()
+    return graph.with_edge_attr() if name == "gine" else graph
+
+
 def arguments(name: str, graph: Graph) -> tuple[Tensor, ...]:
     """What the model of that name is called with."""
     batch = () if graph.batch is None else (graph.batch,)

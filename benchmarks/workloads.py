@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import models
+import torch
 from graphs import DATASETS, POWER_LAW, Graph, dataset, molecules, power_law, sampled
 from torch import Tensor
 
@@ -71,7 +72,8 @@ class Workload:
         would need without running it.
         """
         nodes, edges = max(1, self.nodes // SHRINK), max(1, self.edges // SHRINK)
-        graph = replace(power_law(nodes, edges, 1), x=self.graph.x[:nodes].cpu().contiguous())
+        random = replace(power_law(nodes, edges, 1), x=self.graph.x[:nodes].cpu().contiguous())
+        graph = models.completed(self.model_name, random)
         return replace(self, name=f"{self.name} / {SHRINK}", graphs=(graph,))
 
     def to(self, device: str) -> Workload:
@@ -113,6 +115,8 @@ def of(
     always_new: bool = False,
 ) -> Workload:
     """A workload of any graphs."""
+    torch.manual_seed(0)
+    graphs = [models.completed(model_name, graph) for graph in graphs]
     return Workload(
         name=name,
         model_name=model_name,

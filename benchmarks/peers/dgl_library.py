@@ -59,6 +59,7 @@ def _graph(library: Any, kind: str, graph: Graph) -> Any:
     pair = one_loop_per_node(graph) if kind in _WITH_LOOPS else tuple(graph.edge_index)
     if kind == "rgcn":
         # DGL multiplies segments of one type each; PyG averages over the edges of a type.
+        assert graph.edge_type is not None
         order = graph.edge_type.argsort(stable=True)
         types_, (src, dst) = graph.edge_type[order], graph.edge_index[:, order]
         key = dst * EDGE_TYPES + types_

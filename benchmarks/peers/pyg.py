@@ -28,7 +28,7 @@ def eager(work: Workload) -> Peer:
 def compiled(work: Workload) -> Peer:
     """The same model under torch.compile."""
     torch._dynamo.reset()
-    torch._logging.set_logs(dynamo=logging.ERROR)  # it warns of each break in the graph
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it warns of breaks in the graph
     model: Any = torch.compile(copy.deepcopy(work.model), dynamic=True)
     note = "torch.compile(dynamic=True) of PyG"
     return Peer("compile", note, work.arguments, lambda a: model(*a), remembers=False)
