@@ -22,6 +22,7 @@ from gnnfx.passes.prune import Prune
 from gnnfx.passes.prune_channels import PruneChannels
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
+from gnnfx.passes.scale_by_degree import ScaleByDegree
 from gnnfx.passes.select_csr_linear import SelectCsrLinear
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
 from gnnfx.passes.separate_norm import SeparateNorm
@@ -64,7 +65,7 @@ def lower_passes() -> list[Pass]:
 
 def observe_passes() -> list[Pass]:
     """From a float program to one whose integer inputs are marked for calibration."""
-    return [SeparateNorm(), EliminateCommonSubexpressions(), InsertObservers()]
+    return [SeparateNorm(), EliminateCommonSubexpressions(), InsertObservers(), ScaleByDegree()]
 
 
 def quantize_passes() -> list[Pass]:

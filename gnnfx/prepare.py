@@ -140,7 +140,9 @@ def convert(prepared: PreparedModule) -> OptimizedModule:
             "placement='paper' rounds where no integer kernel does; it is there to compare, and "
             "cannot be converted; expected a module prepared with placement='kernels'"
         )
-    ctx = replace(origin.ctx, remarks=list(origin.ctx.remarks), qparams={}, weight_scales={})
+    ctx = replace(
+        origin.ctx, remarks=list(origin.ctx.remarks), qparams={}, degree_scales={}, weight_scales={}
+    )
     home = next((t.device for t in origin.program.tensors.values()), torch.device("cpu"))
     for name, quantizer in prepared.quantizers().items():
         if not bool(quantizer.range.seen):
@@ -150,6 +152,8 @@ def convert(prepared: PreparedModule) -> OptimizedModule:
             )
         scale, zero_point = quantizer.qparams()
         ctx.qparams[name] = scale.detach().to(home).clone(), zero_point.to(home).clone()
+        if quantizer.by_degree:
+            ctx.degree_scales[name] = quantizer.degree_scale.to(home).clone()
     for param, weight in prepared.weight_quantizers().values():
         step = weight.step(prepared.get_parameter(param)).detach()
         ctx.weight_scales[param] = step.to(home).clone()
