@@ -8,6 +8,7 @@ from gnnfx.passes.choose_qparams import ChooseQparams
 from gnnfx.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from gnnfx.passes.fold_attention_scores import FoldAttentionScores
 from gnnfx.passes.fold_batch_norm import FoldBatchNorm
+from gnnfx.passes.fold_channel_scale import FoldChannelScale
 from gnnfx.passes.fold_constants import FoldConstants
 from gnnfx.passes.fold_quantization import FoldQuantization
 from gnnfx.passes.fuse_aggregate import FuseAggregate
@@ -74,6 +75,7 @@ def quantize_passes() -> list[Pass]:
         ChooseQparams(),
         EliminateCommonSubexpressions(),
         FoldQuantization(),
+        FoldChannelScale(),
         FuseEpilogue(),
         FuseRequantize(),
     ]
