@@ -57,7 +57,8 @@ def fake(edge_index: Tensor, num_nodes: int, batch: Tensor | None = None) -> Ten
 
 def cost(edge_index: Tensor, num_nodes: int, batch: Tensor | None = None) -> Cost:
     """Destinations are read and counted; each node's key is searched for in the sorted keys."""
-    return Cost(edge_index.shape[1] + num_nodes, num_bytes(edge_index, batch) // 2 + 4 * num_nodes)
+    read = num_bytes(edge_index) // 2 + num_bytes(batch)
+    return Cost(edge_index.shape[1] + num_nodes, read + 4 * num_nodes)
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[Tensor, int, Tensor | None]]:
