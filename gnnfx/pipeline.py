@@ -5,6 +5,8 @@ from __future__ import annotations
 from gnnfx.pass_manager import Pass
 from gnnfx.passes.canonicalize import Canonicalize
 from gnnfx.passes.choose_qparams import ChooseQparams
+from gnnfx.passes.distribute_linear import DistributeLinear
+from gnnfx.passes.drop_unit_axes import DropUnitAxes
 from gnnfx.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from gnnfx.passes.fold_attention_scores import FoldAttentionScores
 from gnnfx.passes.fold_batch_norm import FoldBatchNorm
@@ -45,6 +47,8 @@ def float_passes(policy: Policy) -> list[Pass]:
         *([Prune(), PruneChannels()] if policy.prune is not None else []),
         FoldBatchNorm(),
         FoldAttentionScores(),
+        DropUnitAxes(),
+        DistributeLinear(),
         FoldConstants(),
         FuseAggregate(),
         FuseAttention(),
