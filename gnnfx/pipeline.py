@@ -15,6 +15,7 @@ from gnnfx.passes.fold_quantization import FoldQuantization
 from gnnfx.passes.fuse_aggregate import FuseAggregate
 from gnnfx.passes.fuse_attention import FuseAttention
 from gnnfx.passes.fuse_epilogue import FuseEpilogue
+from gnnfx.passes.fuse_reductions import FuseReductions
 from gnnfx.passes.fuse_requantize import FuseRequantize
 from gnnfx.passes.insert_observers import InsertObservers
 from gnnfx.passes.lower_linear import LowerLinear
@@ -49,6 +50,8 @@ def float_passes(policy: Policy) -> list[Pass]:
         FoldAttentionScores(),
         DropUnitAxes(),
         DistributeLinear(),
+        EliminateCommonSubexpressions(),
+        FuseReductions(),
         FoldConstants(),
         FuseAggregate(),
         FuseAttention(),

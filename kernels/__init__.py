@@ -9,6 +9,7 @@ if __name__ != "gnnfx.kernels":
 from gnnfx.kernels import (
     aggregate,
     aggregate_linear,
+    aggregate_many,
     attention,
     compress,
     csr_linear,
@@ -29,6 +30,7 @@ from gnnfx.kernels import (
 __all__ = [
     "aggregate",
     "aggregate_linear",
+    "aggregate_many",
     "attention",
     "compress",
     "csr_linear",

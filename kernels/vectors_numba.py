@@ -348,6 +348,29 @@ def zero_for_nan(typingctx, value):
 
 
 @intrinsic
+def zero_up_to(typingctx, value, limit):
+    """value, with 0 where it is at most limit; NaN stays."""
+
+    def codegen(context, builder, sig, args):
+        small = builder.fcmp_ordered("<=", *args)
+        return builder.select(small, ir.Constant(value.llvm, None), args[0])
+
+    return value(value, limit), codegen
+
+
+@intrinsic
+def root(typingctx, value):
+    """Square roots, rounded once."""
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(value.llvm, [value.llvm])
+        name = f"llvm.sqrt.v{value.lanes}f32"
+        return builder.call(builder.module.declare_intrinsic(name, (), kind), args)
+
+    return value(value), codegen
+
+
+@intrinsic
 def round_even(typingctx, value):
     """The nearest integers, half to even."""
 
