@@ -337,6 +337,17 @@ def leaky_relu(typingctx, value, slope):
 
 
 @intrinsic
+def where_positive(typingctx, value, left, right):
+    """left where value is positive, else right."""
+
+    def codegen(context, builder, sig, args):
+        zero = ir.Constant(value.llvm, None)
+        return builder.select(builder.fcmp_ordered(">", args[0], zero), args[1], args[2])
+
+    return left(value, left, left), codegen
+
+
+@intrinsic
 def zero_for_nan(typingctx, value):
     """value, with 0 for NaN."""
 
