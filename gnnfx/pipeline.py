@@ -5,6 +5,8 @@ from __future__ import annotations
 from gnnfx.pass_manager import Pass
 from gnnfx.passes.canonicalize import Canonicalize
 from gnnfx.passes.choose_qparams import ChooseQparams
+from gnnfx.passes.distribute_linear import DistributeLinear
+from gnnfx.passes.drop_unit_axes import DropUnitAxes
 from gnnfx.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from gnnfx.passes.fold_attention_scores import FoldAttentionScores
 from gnnfx.passes.fold_batch_norm import FoldBatchNorm
@@ -14,6 +16,7 @@ from gnnfx.passes.fold_quantization import FoldQuantization
 from gnnfx.passes.fuse_aggregate import FuseAggregate
 from gnnfx.passes.fuse_attention import FuseAttention
 from gnnfx.passes.fuse_epilogue import FuseEpilogue
+from gnnfx.passes.fuse_reductions import FuseReductions
 from gnnfx.passes.fuse_requantize import FuseRequantize
 from gnnfx.passes.insert_observers import InsertObservers
 from gnnfx.passes.lower_linear import LowerLinear
@@ -47,6 +50,10 @@ def float_passes(policy: Policy) -> list[Pass]:
         *([Prune(), PruneChannels()] if policy.prune is not None else []),
         FoldBatchNorm(),
         FoldAttentionScores(),
+        DropUnitAxes(),
+        DistributeLinear(),
+        EliminateCommonSubexpressions(),
+        FuseReductions(),
         FoldConstants(),
         FuseAggregate(),
         FuseAttention(),

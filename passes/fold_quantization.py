@@ -129,6 +129,15 @@ def _fold_aggregate(folder: _Folder, aggregate: Instr) -> Instr | None:
     )
 
 
+def _fold_aggregate_many(folder: _Folder, aggregate: Instr) -> Instr | None:
+    x, rowptr, src, reduces, x_dst = aggregate.args.values()
+    if (quantized := folder.codes(x)) is None:
+        return None
+    codes, scale, zero_point, bits = quantized
+    args = (codes, scale, zero_point, rowptr, src, x.shape[-1], reduces, x_dst)
+    return folder.rewriter.insert(aggregate, "quantized_aggregate_many", *args, bits=bits)
+
+
 def _fold_gat(folder: _Folder, attend: Instr) -> Instr | None:
     x, *rest = attend.args.values()
     if (quantized := folder.codes(x)) is None:
@@ -147,6 +156,7 @@ def _fold_gatv2(folder: _Folder, attend: Instr) -> Instr | None:
 _FOLDS = {
     "aten.linear.default": _fold_linear,
     "aggregate": _fold_aggregate,
+    "aggregate_many": _fold_aggregate_many,
     "attend_gat": _fold_gat,
     "attend_gatv2": _fold_gatv2,
 }
