@@ -14,7 +14,9 @@ from gnnfx.passes.fuse_aggregate import FuseAggregate
 from gnnfx.passes.fuse_attention import FuseAttention
 from gnnfx.passes.fuse_epilogue import FuseEpilogue
 from gnnfx.passes.fuse_requantize import FuseRequantize
+from gnnfx.passes.fuse_self_loops import FuseSelfLoops
 from gnnfx.passes.insert_observers import InsertObservers
+from gnnfx.passes.lower_degrees import LowerDegrees
 from gnnfx.passes.lower_linear import LowerLinear
 from gnnfx.passes.observe_as_paper import ObserveAsPaper
 from gnnfx.passes.protect_nodes import ProtectNodes
@@ -58,8 +60,15 @@ def float_passes(policy: Policy) -> list[Pass]:
 
 
 def lower_passes() -> list[Pass]:
-    """What is left in float, in the form that runs fastest."""
-    return [SelectCsrLinear(), LowerLinear(), FuseEpilogue()]
+    """What is left in float, and what is computed of the graph, in the form that runs fastest."""
+    return [
+        SelectCsrLinear(),
+        LowerLinear(),
+        FuseEpilogue(),
+        SeparateNorm(sources=False),
+        LowerDegrees(),
+        FuseSelfLoops(),
+    ]
 
 
 def observe_passes() -> list[Pass]:

@@ -247,12 +247,12 @@ def _indexed(instr: Instr) -> Iterator[tuple[Instr, Any]]:
     args = instr.args
     if instr.op == "gather":
         yield args["index"], (instr.arg.shape or (None,))[0]
-    elif instr.op in ("compress", "scatter"):
-        count = args["num_dst" if instr.op == "compress" else "num_rows"]
+    elif instr.op in ("compress", "compress_self_loops", "scatter"):
+        count = args["num_rows" if instr.op == "scatter" else "num_dst"]
         if isinstance(count, Instr) and isinstance(count.type, IntType):
             count = count.type.value
         if isinstance(count, (int, str)):
-            yield args["dst" if instr.op == "compress" else "index"], count
+            yield args["index" if instr.op == "scatter" else "dst"], count
     elif "src" in args:
         yield args["src"], args["x_src" if "x_src" in args else "x"].shape[0]
 
@@ -270,7 +270,11 @@ def _sources(index: Instr) -> Iterator[tuple[str, int | None]]:
             yield instr.name, row
         elif instr.op == "aten.select.int" and instr.args["dim"] == 0 and row is None:
             wanted.append((instr.arg, instr.args["index"]))
-        elif instr.op == "getitem" and instr.arg.op == "compress" and instr.positional[1] == 1:
+        elif (
+            instr.op == "getitem"
+            and instr.arg.op in ("compress", "compress_self_loops")
+            and instr.positional[1] == 1
+        ):
             wanted.append((instr.arg.args["src"], row))
         elif instr.op == "aten.cat.default":
             wanted.extend((part, row) for part in instr.arg)
