@@ -24,6 +24,7 @@ from gnnfx.passes.prune import Prune
 from gnnfx.passes.prune_channels import PruneChannels
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
+from gnnfx.passes.remark_input_reads import RemarkInputReads
 from gnnfx.passes.select_csr_linear import SelectCsrLinear
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
 from gnnfx.passes.separate_norm import SeparateNorm
@@ -84,6 +85,7 @@ def quantize_passes() -> list[Pass]:
         FoldQuantization(),
         FuseEpilogue(),
         FuseRequantize(),
+        RemarkInputReads(),
     ]
 
 
