@@ -18,7 +18,9 @@ from gnnfx.passes.fuse_attention import FuseAttention
 from gnnfx.passes.fuse_epilogue import FuseEpilogue
 from gnnfx.passes.fuse_reductions import FuseReductions
 from gnnfx.passes.fuse_requantize import FuseRequantize
+from gnnfx.passes.fuse_self_loops import FuseSelfLoops
 from gnnfx.passes.insert_observers import InsertObservers
+from gnnfx.passes.lower_degrees import LowerDegrees
 from gnnfx.passes.lower_linear import LowerLinear
 from gnnfx.passes.observe_as_paper import ObserveAsPaper
 from gnnfx.passes.protect_nodes import ProtectNodes
@@ -26,6 +28,7 @@ from gnnfx.passes.prune import Prune
 from gnnfx.passes.prune_channels import PruneChannels
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
+from gnnfx.passes.remark_input_reads import RemarkInputReads
 from gnnfx.passes.scale_by_degree import ScaleByDegree
 from gnnfx.passes.select_csr_linear import SelectCsrLinear
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
@@ -67,8 +70,15 @@ def float_passes(policy: Policy) -> list[Pass]:
 
 
 def lower_passes() -> list[Pass]:
-    """What is left in float, in the form that runs fastest."""
-    return [SelectCsrLinear(), LowerLinear(), FuseEpilogue()]
+    """What is left in float, and what is computed of the graph, in the form that runs fastest."""
+    return [
+        SelectCsrLinear(),
+        LowerLinear(),
+        FuseEpilogue(),
+        SeparateNorm(sources=False),
+        LowerDegrees(),
+        FuseSelfLoops(),
+    ]
 
 
 def observe_passes() -> list[Pass]:
@@ -85,6 +95,7 @@ def quantize_passes() -> list[Pass]:
         FoldChannelScale(),
         FuseEpilogue(),
         FuseRequantize(),
+        RemarkInputReads(),
     ]
 
 
