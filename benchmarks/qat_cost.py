@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from environment import RESULTS, TABLE_WIDTH, environment
 from rich.console import Console
 from rich.table import Table
-from run import RESULTS, TABLE_WIDTH, environment
 from torch.nn import functional
 from torch_geometric.loader import DataLoader
 
