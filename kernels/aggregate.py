@@ -30,7 +30,7 @@ from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams
 _TORCH_REDUCE = {"max": "amax", "min": "amin"}
 
 
-def _reduce_rows(messages: Tensor, rowptr: Tensor, reduce: str) -> Tensor:
+def reduce_rows(messages: Tensor, rowptr: Tensor, reduce: str) -> Tensor:
     """Messages [E, ...] to [N, ...]; a mean is divided by the caller."""
     rows = row_of_edge(rowptr, messages.shape[0])
     out = messages.new_zeros((rowptr.shape[0] - 1, *messages.shape[1:]))
@@ -61,7 +61,7 @@ def aggregate_reference(
     messages = x.index_select(0, src)
     if weight is not None:
         messages = messages * weight.view(*weight.shape, *(1,) * (x.dim() - weight.dim()))
-    total = _reduce_rows(messages, rowptr, reduce)
+    total = reduce_rows(messages, rowptr, reduce)
     if reduce == "mean":
         total = total / degrees(rowptr).view(-1, *(1,) * (x.dim() - 1))
     self_term = None if self_weight is None else self_weight * x[:num_rows]
@@ -187,7 +187,7 @@ def quantized_aggregate_reference(
     if weight is not None and weight_scale is not None:
         messages = messages * weight.long()[:, None]
         multiplier = scale * weight_scale
-    total = _reduce_rows(messages, rowptr, reduce).float()
+    total = reduce_rows(messages, rowptr, reduce).float()
     if reduce == "mean":
         total = total / degrees(rowptr)[:, None]
     self_term = None if self_weight is None else self_weight * (scale * steps[:num_rows].float())
