@@ -15,6 +15,7 @@ from gnnfx.passes.fold_quantization import FoldQuantization
 from gnnfx.passes.fuse_aggregate import FuseAggregate
 from gnnfx.passes.fuse_attention import FuseAttention
 from gnnfx.passes.fuse_epilogue import FuseEpilogue
+from gnnfx.passes.fuse_messages import FuseMessages
 from gnnfx.passes.fuse_reductions import FuseReductions
 from gnnfx.passes.fuse_requantize import FuseRequantize
 from gnnfx.passes.insert_observers import InsertObservers
@@ -52,6 +53,7 @@ def float_passes(policy: Policy) -> list[Pass]:
         DistributeLinear(),
         EliminateCommonSubexpressions(),
         FuseReductions(),
+        FuseMessages(),
         FoldConstants(),
         FuseAggregate(),
         FuseAttention(),

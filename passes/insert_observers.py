@@ -26,6 +26,7 @@ _OPERANDS = {
     "aten.linear.default": ("input",),
     "aggregate": ("x",),
     "aggregate_many": ("x",),
+    "aggregate_messages": ("x",),
     "attend_gat": ("x",),
     "attend_gatv2": ("x_src", "x_dst"),
 }
