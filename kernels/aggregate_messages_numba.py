@@ -328,7 +328,7 @@ class Reduction:
         ).unbind()
 
     def add(self, messages: Messages, tile: Tile, edge_rows: Tensor | None, reads_x: bool) -> None:
-        """Reduce the messages of a tile into its rows."""
+        """Reduce the messages of a tile into its rows: `edge_rows` itself unless `reads_x`."""
         num_rows, channels = tile.last_row - tile.first_row, self._out.shape[1]
         epilogue = epilogue_arguments(
             num_rows, channels, self._out, None, self._bias, None, self._activation
@@ -344,11 +344,29 @@ class Reduction:
         kind = "sum" if self._reduce == "mean" else self._reduce
         most = 128 if messages.edges == MULTIPLIED else 64
         lanes, coded = choose_lanes(channels, most), messages.scale is not None
-        how = (coded, reads_x, messages.edges, messages.kind, messages.slope)
+        how = (coded, True, messages.edges, messages.kind, messages.slope)
+        if not reads_x:
+            how = (False, False, IN_TILE, 0, 0.0)
+            args[X_DST - ROWS] = 0
         kernel = compiled(_reduce_messages, lanes, *how, kind)
         operations = (tile.last_edge - tile.first_edge + num_rows) * channels
         launch(kernel, count_pieces(operations, num_rows), args)
         self._partial, self._next = self._next, self._partial
+
+
+def write_messages(
+    messages: Messages, tile: Tile, out: Tensor, qparams: tuple[Tensor, Tensor] | None
+) -> None:
+    """Write the messages of a tile to `out` [T, C]: floats, or int8 codes of given `qparams`."""
+    num_rows, channels = tile.last_row - tile.first_row, out.shape[1]
+    scale, zero_point = (None, None) if qparams is None else qparams
+    epilogue = epilogue_arguments(
+        num_rows, channels, out, None, None, None, "none", scale, zero_point
+    )
+    args = [*epilogue, *messages.arguments(tile, messages.edge), *(0, 0, 0), *(0, 0, 0)]
+    how = (messages.edges, messages.kind, messages.slope, qparams is not None)
+    kernel = compiled(_write_messages, choose_lanes(channels, 64), *how)
+    launch(kernel, count_pieces(out.numel(), num_rows), args)
 
 
 def aggregate(messages: Messages, reduction: Reduction) -> None:
