@@ -14,6 +14,7 @@ from gnnfx.passes.fold_constants import FoldConstants
 from gnnfx.passes.fold_quantization import FoldQuantization
 from gnnfx.passes.fuse_aggregate import FuseAggregate
 from gnnfx.passes.fuse_attention import FuseAttention
+from gnnfx.passes.fuse_edge_mlp import FuseEdgeMlp
 from gnnfx.passes.fuse_epilogue import FuseEpilogue
 from gnnfx.passes.fuse_messages import FuseMessages
 from gnnfx.passes.fuse_reductions import FuseReductions
@@ -68,7 +69,7 @@ def float_passes(policy: Policy) -> list[Pass]:
 
 def lower_passes() -> list[Pass]:
     """What is left in float, in the form that runs fastest."""
-    return [SelectCsrLinear(), LowerLinear(), FuseEpilogue()]
+    return [SelectCsrLinear(), FuseEdgeMlp(), LowerLinear(), FuseEpilogue()]
 
 
 def observe_passes() -> list[Pass]:
@@ -82,6 +83,7 @@ def quantize_passes() -> list[Pass]:
         ChooseQparams(),
         EliminateCommonSubexpressions(),
         FoldQuantization(),
+        FuseEdgeMlp(),
         FuseEpilogue(),
         FuseRequantize(),
     ]

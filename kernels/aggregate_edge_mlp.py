@@ -48,9 +48,7 @@ def aggregate_edge_mlp_reference(
     activation: str = "none",
 ) -> Tensor:
     """float32 `x` [S, C], `weight` [O, C], `x_dst` [N, C], `edge` [E, C]: [N, O]."""
-    hidden = messages_of(
-        x, rowptr, src, perm, x_dst, edge, None, None, message_activation, slope
-    )
+    hidden = messages_of(x, rowptr, src, perm, x_dst, edge, None, None, message_activation, slope)
     messages = functional.linear(hidden, weight, linear_bias)
     return _finish(messages, rowptr, reduce, bias, residual, activation)
 
@@ -162,9 +160,7 @@ def quantized_aggregate_edge_mlp_reference(
     weight_bits: int = 8,
 ) -> Tensor:
     """float32 `x` [S, C], codes `weight` [O, C packed], `weight_scale` [O]: float32 [N, O]."""
-    hidden = messages_of(
-        x, rowptr, src, perm, x_dst, edge, None, None, message_activation, slope
-    )
+    hidden = messages_of(x, rowptr, src, perm, x_dst, edge, None, None, message_activation, slope)
     codes = to_codes(hidden, hidden_scale, hidden_zero_point, 8)
     steps = (codes.int() - hidden_zero_point).double()
     total = (steps @ unpack(weight, x.shape[1], weight_bits).double().t()).float()
@@ -265,8 +261,6 @@ QUANTIZED_AGGREGATE_EDGE_MLP = register(
         fake=quantized_aggregate_edge_mlp_fake,
         cost=quantized_aggregate_edge_mlp_cost,
         samples=quantized_aggregate_edge_mlp_samples,
-        impls=(
-            numba_impl("gnnfx.kernels.aggregate_edge_mlp_cpu", "quantized_aggregate_edge_mlp"),
-        ),
+        impls=(numba_impl("gnnfx.kernels.aggregate_edge_mlp_cpu", "quantized_aggregate_edge_mlp"),),
     )
 )

@@ -4,7 +4,8 @@
     y[i] = reduce of m[e]
 
 then the epilogue of `gnnfx.kernels.epilogue`.  `edge` holds features in the order of the user's
-edge list.  With `edge_weight` [C, D] they are [E, D] and pass a linear layer first.  `quantized_aggregate_messages` takes codes for x.  A node without edges gets 0.
+edge list.  With `edge_weight` [C, D] they are [E, D] and pass a linear layer first.
+`quantized_aggregate_messages` takes codes for x.  A node without edges gets 0.
 """
 
 from __future__ import annotations

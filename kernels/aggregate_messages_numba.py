@@ -63,9 +63,7 @@ from gnnfx.kernels.vectors_numba import (
 )
 
 # Places of the operands of a message, which two kernels share.
-X, SRC, ROWPTR, EDGES, X_DST, EDGE, PERM, SCALE, ZERO_POINT = range(
-    FIRST_FREE, FIRST_FREE + 9
-)
+X, SRC, ROWPTR, EDGES, X_DST, EDGE, PERM, SCALE, ZERO_POINT = range(FIRST_FREE, FIRST_FREE + 9)
 FIRST_EDGE, LAST_EDGE, MEAN, PARTIAL, NEXT_PARTIAL = range(FIRST_FREE + 9, FIRST_FREE + 14)
 EDGE_WEIGHT, EDGE_BIAS, EDGE_CHANNELS = range(FIRST_FREE + 14, FIRST_FREE + 17)
 # How features of edges are read: through `perm` from the user's order, or one after the other, or

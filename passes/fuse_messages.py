@@ -70,7 +70,7 @@ def _fits(messages: Instr) -> bool:
 
 
 def edge_sum(messages: Instr, dst: Instr) -> EdgeSum | str | None:
-    """What `messages` [E, C] to `dst` are the sum of; why they cannot be fused; or no sum at all."""
+    """The sum that `messages` [E, C] to `dst` are, why they cannot be fused, or None for others."""
     activation, total, slope = _ACTIVATIONS.get(messages.op, "none"), messages, 0.0
     if activation != "none":
         total = messages.arg
