@@ -15,7 +15,9 @@ from gnnfx.passes.fold_constants import FoldConstants
 from gnnfx.passes.fold_quantization import FoldQuantization
 from gnnfx.passes.fuse_aggregate import FuseAggregate
 from gnnfx.passes.fuse_attention import FuseAttention
+from gnnfx.passes.fuse_edge_mlp import FuseEdgeMlp
 from gnnfx.passes.fuse_epilogue import FuseEpilogue
+from gnnfx.passes.fuse_messages import FuseMessages
 from gnnfx.passes.fuse_reductions import FuseReductions
 from gnnfx.passes.fuse_requantize import FuseRequantize
 from gnnfx.passes.fuse_self_loops import FuseSelfLoops
@@ -57,6 +59,7 @@ def float_passes(policy: Policy) -> list[Pass]:
         DistributeLinear(),
         EliminateCommonSubexpressions(),
         FuseReductions(),
+        FuseMessages(),
         FoldConstants(),
         FuseAggregate(),
         FuseAttention(),
@@ -73,6 +76,7 @@ def lower_passes() -> list[Pass]:
     """What is left in float, and what is computed of the graph, in the form that runs fastest."""
     return [
         SelectCsrLinear(),
+        FuseEdgeMlp(),
         LowerLinear(),
         FuseEpilogue(),
         SeparateNorm(sources=False),
@@ -93,6 +97,7 @@ def quantize_passes() -> list[Pass]:
         EliminateCommonSubexpressions(),
         FoldQuantization(),
         FoldChannelScale(),
+        FuseEdgeMlp(),
         FuseEpilogue(),
         FuseRequantize(),
         RemarkInputReads(),

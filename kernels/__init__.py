@@ -8,6 +8,7 @@ if __name__ != "gnnfx.kernels":
 
 from gnnfx.kernels import (
     aggregate,
+    aggregate_edge_mlp,
     aggregate_linear,
     aggregate_many,
     aggregate_messages,
@@ -30,6 +31,7 @@ from gnnfx.kernels import (
 
 __all__ = [
     "aggregate",
+    "aggregate_edge_mlp",
     "aggregate_linear",
     "aggregate_many",
     "aggregate_messages",

@@ -4,8 +4,8 @@
     y[i] = reduce of m[e]
 
 then the epilogue of `gnnfx.kernels.epilogue`.  `edge` holds features in the order of the user's
-edge list.  With `edge_weight` [C, D] they are [E, D] and pass a linear layer first, a tile of
-edges at a time.  `quantized_aggregate_messages` takes codes for x.  A node without edges gets 0.
+edge list.  With `edge_weight` [C, D] they are [E, D] and pass a linear layer first.
+`quantized_aggregate_messages` takes codes for x.  A node without edges gets 0.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def sample_messages(
         rows, rowptr, src = graphs[(i + i // 8) % len(graphs)]
         num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
         perm = torch.randperm(edges, generator=generator).to(device, rowptr.dtype)
-        features = (channels, 6)[i % 2]
+        features = (channels, 6, channels, 40)[i % 4]
         edge = rand(edges, features) if i % 3 else None
         weight = rand(channels, features) if edge is not None and i % 2 else None
         parts = (

@@ -47,6 +47,7 @@ from gnnfx.kernels.vectors_numba import (
     load_f32,
     load_f32_like,
     load_i8_like,
+    multiply_add,
     prefetch,
     read_f32,
     read_i32,
@@ -64,8 +65,12 @@ from gnnfx.kernels.vectors_numba import (
 # Places of the operands of a message, which two kernels share.
 X, SRC, ROWPTR, EDGES, X_DST, EDGE, PERM, SCALE, ZERO_POINT = range(FIRST_FREE, FIRST_FREE + 9)
 FIRST_EDGE, LAST_EDGE, MEAN, PARTIAL, NEXT_PARTIAL = range(FIRST_FREE + 9, FIRST_FREE + 14)
-# How features of edges are read: through `perm` from the user's order, or one after the other.
-NO_EDGES, LISTED, IN_TILE = range(3)
+EDGE_WEIGHT, EDGE_BIAS, EDGE_CHANNELS = range(FIRST_FREE + 14, FIRST_FREE + 17)
+# How features of edges are read: through `perm` from the user's order, or one after the other, or
+# as the product of few features with a weight.
+NO_EDGES, LISTED, IN_TILE, MULTIPLIED = range(4)
+# Up to so many features of an edge, a product in registers is faster than one of a tile.
+_FEW_FEATURES = 32
 # Values of a tile in front of and behind its matrix product: a part of the cache of a core.
 _TILE_VALUES = 2**20
 
@@ -110,6 +115,14 @@ def _message(a, edge, channel, own, coded, reads_x, edges, kind, slope):
     elif edges == IN_TILE:
         place = (edge - a[FIRST_EDGE]) * channels + channel
         value = value + load_f32_like(a[EDGE] + 4 * place, own)
+    elif edges == MULTIPLIED:
+        feature = a[EDGE] + 4 * source(a[PERM], edge) * a[EDGE_CHANNELS]
+        weight = a[EDGE_WEIGHT] + 4 * channel
+        for _ in range(a[EDGE_CHANNELS]):
+            factor = splat_f32_like(read_f32(feature), own)
+            value = multiply_add(factor, load_f32_like(weight, own), value)
+            feature += 4
+            weight += 4 * channels
     return _activate(value, kind, slope)
 
 
@@ -142,6 +155,8 @@ def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, reduce):
                     own = splat_f32(np.float32(0), lanes)
                     if a[X_DST] != 0:
                         own = load_f32(a[X_DST] + 4 * place, lanes)
+                    if a[EDGE_BIAS] != 0:
+                        own = own + load_f32(a[EDGE_BIAS] + 4 * channel, lanes)
                     total = splat_f32(start, lanes)
                     if row_first == row_stop:
                         total = splat_f32(np.float32(0), lanes)
@@ -154,6 +169,9 @@ def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, reduce):
                         if edges == LISTED:
                             ahead = source_ahead(a[PERM], edge, last_edge) * channels + channel
                             prefetch(a[EDGE] + 4 * ahead, edge_bytes)
+                        if edges == MULTIPLIED:
+                            ahead = source_ahead(a[PERM], edge, last_edge) * a[EDGE_CHANNELS]
+                            prefetch(a[EDGE] + 4 * ahead, 64)
                         value = _message(a, edge, channel, own, coded, reads_x, edges, kind, slope)
                         if greatest:
                             total = greater(total, value)
@@ -233,10 +251,12 @@ class Messages:
 
     @property
     def edges(self) -> int:
-        """NO_EDGES, LISTED or IN_TILE."""
+        """NO_EDGES, LISTED, IN_TILE or MULTIPLIED."""
         if self.edge is None:
             return NO_EDGES
-        return LISTED if self.edge_weight is None else IN_TILE
+        if self.edge_weight is None:
+            return LISTED
+        return MULTIPLIED if self.edge_weight.shape[1] <= _FEW_FEATURES else IN_TILE
 
     @property
     def kind(self) -> int:
@@ -245,7 +265,7 @@ class Messages:
 
     def edge_rows(self, tile: Tile) -> Tensor | None:
         """What edges of a tile add to their messages: [T, C], or that of all edges [E, C]."""
-        if self.edge is None or self.edge_weight is None:
+        if self.edge is None or self.edge_weight is None or self.edges != IN_TILE:
             return self.edge
         listed = self.edge.index_select(0, self.perm[tile.first_edge : tile.last_edge])
         rows: Tensor = LINEAR.run(listed, self.edge_weight, self.edge_bias)
@@ -306,7 +326,7 @@ class Reduction:
         ).unbind()
 
     def add(self, messages: Messages, tile: Tile, edge_rows: Tensor | None, reads_x: bool) -> None:
-        """Reduce the messages of a tile into its rows."""
+        """Reduce the messages of a tile into its rows: `edge_rows` itself unless `reads_x`."""
         num_rows, channels = tile.last_row - tile.first_row, self._out.shape[1]
         epilogue = epilogue_arguments(
             num_rows, channels, self._out, None, self._bias, None, self._activation
@@ -314,20 +334,43 @@ class Reduction:
         epilogue[OUT - ROWS] = _from_row(self._out, tile.first_row)
         epilogue[RESIDUAL - ROWS] = _from_row(self._residual, tile.first_row)
         partial = (self._reduce == "mean", address(self._partial), address(self._next))
-        args = [*epilogue, *messages.arguments(tile, edge_rows), *partial]
+        weight, product = None, [0, 0, 0]
+        if messages.edges == MULTIPLIED and messages.edge_weight is not None:
+            weight = messages.edge_weight.t().contiguous()
+            product = [address(weight), address(messages.edge_bias), weight.shape[0]]
+        args = [*epilogue, *messages.arguments(tile, edge_rows), *partial, *product]
         kind = "sum" if self._reduce == "mean" else self._reduce
-        lanes, coded = choose_lanes(channels, 64), messages.scale is not None
-        how = (coded, reads_x, messages.edges, messages.kind, messages.slope)
+        most = 128 if messages.edges == MULTIPLIED else 64
+        lanes, coded = choose_lanes(channels, most), messages.scale is not None
+        how = (coded, True, messages.edges, messages.kind, messages.slope)
+        if not reads_x:
+            how = (False, False, IN_TILE, 0, 0.0)
+            args[X_DST - ROWS] = 0
         kernel = compiled(_reduce_messages, lanes, *how, kind)
         operations = (tile.last_edge - tile.first_edge + num_rows) * channels
         launch(kernel, count_pieces(operations, num_rows), args)
         self._partial, self._next = self._next, self._partial
 
 
+def write_messages(
+    messages: Messages, tile: Tile, out: Tensor, qparams: tuple[Tensor, Tensor] | None
+) -> None:
+    """Write the messages of a tile to `out` [T, C]: floats, or int8 codes of given `qparams`."""
+    num_rows, channels = tile.last_row - tile.first_row, out.shape[1]
+    scale, zero_point = (None, None) if qparams is None else qparams
+    epilogue = epilogue_arguments(
+        num_rows, channels, out, None, None, None, "none", scale, zero_point
+    )
+    args = [*epilogue, *messages.arguments(tile, messages.edge), *(0, 0, 0), *(0, 0, 0)]
+    how = (messages.edges, messages.kind, messages.slope, qparams is not None)
+    kernel = compiled(_write_messages, choose_lanes(channels, 64), *how)
+    launch(kernel, count_pieces(out.numel(), num_rows), args)
+
+
 def aggregate(messages: Messages, reduction: Reduction) -> None:
     """Reduce all messages, in tiles if features of edges pass a linear layer first."""
     num_rows, size = messages.rowptr.shape[0] - 1, messages.num_edges
-    if messages.edge_weight is None:
+    if messages.edges != IN_TILE:
         whole = Tile(0, size, 0, num_rows)
         reduction.add(messages, whole, messages.edge, reads_x=True)
         return

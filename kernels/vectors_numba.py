@@ -337,6 +337,18 @@ def leaky_relu(typingctx, value, slope):
 
 
 @intrinsic
+def multiply_add(typingctx, left, right, addend):
+    """left * right + addend, rounded once or twice as the CPU does it faster."""
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(left.llvm, [left.llvm] * 3)
+        name = f"llvm.fmuladd.v{left.lanes}f32"
+        return builder.call(builder.module.declare_intrinsic(name, (), kind), args)
+
+    return left(left, right, addend), codegen
+
+
+@intrinsic
 def where_positive(typingctx, value, left, right):
     """left where value is positive, else right."""
 

@@ -138,6 +138,23 @@ def _fold_aggregate_many(folder: _Folder, aggregate: Instr) -> Instr | None:
     return folder.rewriter.insert(aggregate, "quantized_aggregate_many", *args, bits=bits)
 
 
+def _fold_aggregate_messages(folder: _Folder, aggregate: Instr) -> Instr | None:
+    args = aggregate.args
+    if (quantized := folder.codes(x := args.pop("x"))) is None:
+        return None
+    codes, scale, zero_point, bits = quantized
+    return folder.rewriter.insert(
+        aggregate,
+        "quantized_aggregate_messages",
+        codes,
+        scale,
+        zero_point,
+        x.shape[-1],
+        **args,
+        bits=bits,
+    )
+
+
 def _fold_gat(folder: _Folder, attend: Instr) -> Instr | None:
     x, *rest = attend.args.values()
     if (quantized := folder.codes(x)) is None:
@@ -157,6 +174,7 @@ _FOLDS = {
     "aten.linear.default": _fold_linear,
     "aggregate": _fold_aggregate,
     "aggregate_many": _fold_aggregate_many,
+    "aggregate_messages": _fold_aggregate_messages,
     "attend_gat": _fold_gat,
     "attend_gatv2": _fold_gatv2,
 }

@@ -24,7 +24,14 @@ from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 
-_OPS = {"linear", "aggregate", "quantized_aggregate", "quantized_linear"}
+_OPS = {
+    "linear",
+    "aggregate",
+    "aggregate_messages",
+    "quantized_aggregate",
+    "quantized_aggregate_messages",
+    "quantized_linear",
+}
 
 
 class FuseEpilogue(Pass):

@@ -20,12 +20,14 @@ from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Pass, PassContext
 from gnnfx.passes.fuse_attention import match_attention
+from gnnfx.passes.fuse_edge_mlp import edge_mlp
 from gnnfx.policy import Policy, matches
 
 _OPERANDS = {
     "aten.linear.default": ("input",),
     "aggregate": ("x",),
     "aggregate_many": ("x",),
+    "aggregate_messages": ("x",),
     "attend_gat": ("x",),
     "attend_gatv2": ("x_src", "x_dst"),
 }
@@ -111,6 +113,8 @@ def _refusal(site: Instr) -> str | None:
     if not is_feature(value):
         return "its input does not carry features"
     if site.op == "aggregate":
+        if edge_mlp(site) is not None:
+            return "it reduces what a linear layer makes of each edge, in tiles that stay float"
         if isinstance(reason := _attention(site), str):
             return reason
         weighted = len(site.shape) == 2 and site.args["weight"] is not None
