@@ -27,13 +27,14 @@ from gnnfx.fallback import Limit, fall_back
 from gnnfx.frontend.signature import as_call, flatten, input_name
 from gnnfx.frontend.trace import Traced, frozen_copy
 from gnnfx.ir.program import Program
-from gnnfx.pass_manager import AfterEach, Pass, PassContext, PassManager
+from gnnfx.pass_manager import AfterEach, Pass, PassContext, PassManager, Site
 from gnnfx.passes.choose_qparams import ChooseQparams
 from gnnfx.passes.fold_quantization import FoldQuantization
 from gnnfx.pipeline import FLOAT_FACTS, float_passes, lower_passes, observe_passes, quantize_passes
 from gnnfx.policy import Policy, as_policy
 from gnnfx.report import Report
 from gnnfx.rounding import compare
+from gnnfx.tune import keep_fastest
 from gnnfx.verify_outputs import verify_outputs
 
 _ROWS_LOOKED_AT = 1000
@@ -48,6 +49,7 @@ def optimize(
     calibration: Iterable[Any] | None = None,
     max_drop: float | None = None,
     metric: Callable[[nn.Module], Any] | None = None,
+    tune: bool = False,
 ) -> OptimizedModule:
     """A module that does what `model` does in eval mode, in less time and memory.
 
@@ -60,6 +62,8 @@ def optimize(
     metric, max_drop: a function that gives a number for a module that is called as the model is,
         the higher the better, and how far it may fall below the model's own.  Layers whose integers
         cost too much get more bits or stay float32, see `gnnfx.fallback`; `report.trials` tells.
+    tune: time alternatives on the example and keep the fastest, the model itself among them;
+        `report.tuned` tells.  Needs an example, and takes some seconds a layer.
 
     Submodules that cannot be captured, or the whole model, run as they are and are named in the
     report with the reason; so does a model in another precision that the passes cannot take.
@@ -70,6 +74,9 @@ def optimize(
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     limit = _limit(max_drop, metric)
+    if tune and (limit is not None or (example_inputs is None and example_kwargs is None)):
+        lacks = "no example_inputs" if limit is None else "max_drop, too"
+        raise InputError(f"tune=True times calls with example_inputs and no max_drop, got {lacks}")
     ctx = PassContext(as_policy(policy))
     name = policy if isinstance(policy, str) else "custom"
     if (precision := _other_precision(model)) and ctx.policy != Policy():
@@ -82,6 +89,8 @@ def optimize(
         if ctx.policy.quantize is not None:
             raise
         return KeptModel(frozen_copy(model), Report.of_kept(name, _tensors(model), str(error)))
+    if tune and precision is None:
+        return _tuned(model, traced, ctx, name, calibration)
     if limit is None:
         return _compile(model, traced, ctx, name, calibration)
     samples = None if calibration is None else list(_listed(calibration))
@@ -125,6 +134,28 @@ def _compile(
             raise
         return KeptModel(frozen_copy(model), Report.of_kept(name, _tensors(model), reason))
     return _module(model, traced, program, ctx, name)
+
+
+def _tuned(
+    model: nn.Module,
+    traced: Traced,
+    ctx: PassContext,
+    name: str,
+    calibration: Iterable[Any] | None,
+) -> OptimizedModule:
+    """The fastest module of the policy in `ctx` on the example, or the model as it is."""
+    samples = None if calibration is None else list(_listed(calibration))
+
+    def build(declined: frozenset[Site]) -> tuple[OptimizedModule, tuple[Site, ...]]:
+        remarks = list(ctx.remarks)
+        again = replace(ctx, declined=declined, choices=[], ranges={}, masks={}, remarks=remarks)
+        program = run_passes(model, traced, again, samples)
+        return _module(model, traced, program, again, name), tuple(again.choices)
+
+    def kept(reason: str) -> Report:
+        return Report.of_kept(name, _tensors(model), reason)
+
+    return keep_fastest(frozen_copy(model), build, as_call(traced.example), kept)
 
 
 def _module(

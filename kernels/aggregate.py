@@ -324,9 +324,21 @@ def quantized_aggregate_samples(device: str = "cpu") -> Iterator[tuple[object, .
             bits=bits,
             out_bits=(8, 8, 8, 4, 2)[i % 5],
         )
+    rows, rowptr, src = graphs[-1]
+    for bits, channels in [(4, 40), (2, 128), (2, 40), (2, 16), (2, 4)]:
+        yield arguments(
+            quantized_aggregate_reference,
+            codes(bits, rows, channels),
+            *sample_qparams(0.043, 1, device),
+            rowptr,
+            src,
+            channels,
+            reduce="sum" if channels == 40 else "mean",
+            bits=bits,
+        )
     # The greatest sums: every code and weight at the end of its range, on a hub.
     rows, rowptr, src = graphs[5]
-    for bits, channels in [(8, 128), (4, 40), (4, 128), (2, 7)]:
+    for bits, channels in [(8, 128), (4, 40), (4, 128), (2, 7), (2, 64)]:
         low, high = code_range(bits)
         extreme = pack(torch.full((rows, channels), low, dtype=torch.int8), bits).to(device)
         weights = torch.full((src.shape[0],), -128, dtype=torch.int8, device=device)

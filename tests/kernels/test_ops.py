@@ -14,7 +14,7 @@ import gnnfx.kernels  # noqa: F401
 from gnnfx.ir.op import Impl, OpDef, all_ops, find_op
 from gnnfx.kernels import linear_cpu, threads
 from gnnfx.kernels.csr import arguments, sample_graphs
-from gnnfx.kernels.quantize import sample_qparams
+from gnnfx.kernels.quantize import code_range, pack, sample_qparams
 
 OPS = [pytest.param(op, id=op.name) for op in all_ops()]
 BY_NAME = {op.name: op for op in all_ops()}
@@ -269,23 +269,28 @@ def test_edges_of_several_parts_are_sorted_as_by_torch() -> None:
             assert_same(op.torch_op(*ids, 1000), op.reference(*ids, 1000), name)
 
 
-def test_a_hub_of_100000_edges_does_not_overflow() -> None:
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("greatest", [False, True], ids=["least", "greatest"])
+def test_a_hub_of_100000_edges_does_not_overflow(bits: int, greatest: bool) -> None:
     edges, channels = 100_000, 20
+    low, high = code_range(bits)
+    code, zero_point = (high, low) if greatest else (low, high)
     rowptr = torch.tensor([0, edges, edges], dtype=torch.int32)
     src = torch.ones(edges, dtype=torch.int32)
-    x = torch.full((2, channels), -128, dtype=torch.int8)
+    x = pack(torch.full((2, channels), code, dtype=torch.int8), bits)
     op = BY_NAME["quantized_aggregate"]
     weights = torch.full((edges,), -128, dtype=torch.int8)
     for weight in (None, weights):
         args = arguments(
             op.reference,
             x,
-            *sample_qparams(1.0, 127, "cpu"),
+            *sample_qparams(1.0, zero_point, "cpu"),
             rowptr,
             src,
             channels,
             weight,
             None if weight is None else ONE,
+            bits=bits,
         )
         assert op.select(*args).name == "numba"
         assert_same(op.torch_op(*args), op.reference(*args), "hub")
