@@ -117,7 +117,8 @@ def aggregate_edge_mlp_cost(
     used = None if edge is None else perm
     read = num_bytes(rowptr, used, x_dst, weight, linear_bias, bias, residual)
     flops = cost.flops + 2 * src.shape[0] * outputs * channels
-    return Cost(flops, cost.bytes + read + 4 * (rowptr.shape[0] - 1) * outputs)
+    moved = cost.bytes + read + 4 * (rowptr.shape[0] - 1) * outputs
+    return Cost(flops, moved, cost.gathered)
 
 
 def aggregate_edge_mlp_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
@@ -226,7 +227,8 @@ def quantized_aggregate_edge_mlp_cost(
     read = num_bytes(rowptr, used, x_dst, weight, weight_scale, linear_bias, bias, residual)
     read += num_bytes(hidden_scale, hidden_zero_point)
     flops = cost.flops + 2 * src.shape[0] * outputs * channels
-    return Cost(flops, cost.bytes + read + 4 * (rowptr.shape[0] - 1) * outputs)
+    moved = cost.bytes + read + 4 * (rowptr.shape[0] - 1) * outputs
+    return Cost(flops, moved, cost.gathered)
 
 
 def quantized_aggregate_edge_mlp_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
