@@ -9,7 +9,9 @@ if __name__ != "gnnfx.kernels":
 from gnnfx.kernels import (
     aggregate,
     aggregate_linear,
-    attention,
+    attend_dot,
+    attend_gat,
+    attend_gatv2,
     compress,
     csr_linear,
     degree,
@@ -29,7 +31,9 @@ from gnnfx.kernels import (
 __all__ = [
     "aggregate",
     "aggregate_linear",
-    "attention",
+    "attend_dot",
+    "attend_gat",
+    "attend_gatv2",
     "compress",
     "csr_linear",
     "degree",
