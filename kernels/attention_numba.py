@@ -652,13 +652,13 @@ def _row_stride(x: Tensor | None) -> int:
 
 
 def _reject(
-    heads: int,
-    channels: int,
+    value: Tensor,
     rowptr: Tensor,
     src: Tensor,
     rows: dict[str, Tensor],
     others: dict[str, Tensor | None],
 ) -> str | None:
+    heads, channels = value.shape[1:]
     if heads > MOST_HEADS or heads * channels > MOST_CHANNELS:
         return f"the kernel takes at most {MOST_HEADS} heads and {MOST_CHANNELS} channels"
     for name, x in rows.items():
@@ -743,7 +743,7 @@ def reject_attend_gat(
 ) -> str | None:
     rows = {"x": x, "a_src": a_src, "a_dst": a_dst}
     others = {"a_edge": a_edge, "bias": bias, "residual": residual}
-    return _reject(*x.shape[1:], rowptr, src, rows, others)
+    return _reject(x, rowptr, src, rows, others)
 
 
 def attend_gat(
@@ -798,7 +798,7 @@ def reject_quantized_attend_gat(
 ) -> str | None:
     rows = {"x": x, "a_src": a_src, "a_dst": a_dst}
     others = {"a_edge": a_edge, "bias": bias, "residual": residual}
-    return _reject(*x.shape[1:], rowptr, src, rows, others)
+    return _reject(x, rowptr, src, rows, others)
 
 
 def quantized_attend_gat(
@@ -855,7 +855,7 @@ def reject_attend_gatv2(
 ) -> str | None:
     rows = {"x_src": x_src, "x_dst": x_dst}
     others = {"att": att, "bias": bias, "residual": residual}
-    return _reject(*x_src.shape[1:], rowptr, src, rows, others)
+    return _reject(x_src, rowptr, src, rows, others)
 
 
 def attend_gatv2(
@@ -909,7 +909,7 @@ def reject_quantized_attend_gatv2(
 ) -> str | None:
     rows = {"x_src": x_src, "x_dst": x_dst}
     others = {"att": att, "bias": bias, "residual": residual}
-    return _reject(*x_src.shape[1:], rowptr, src, rows, others)
+    return _reject(x_src, rowptr, src, rows, others)
 
 
 def quantized_attend_gatv2(
@@ -968,7 +968,7 @@ def reject_attend_dot(
 ) -> str | None:
     rows = {"query": query, "key": key, "value": value}
     others = {"edge": edge, "edge_index": edge_index, "bias": bias, "residual": residual}
-    return _reject(*key.shape[1:], rowptr, src, rows, others)
+    return _reject(key, rowptr, src, rows, others)
 
 
 def attend_dot(
@@ -1027,7 +1027,7 @@ def reject_quantized_attend_dot(
 ) -> str | None:
     rows = {"query": query, "key": key, "value": value}
     others = {"edge": edge, "edge_index": edge_index, "bias": bias, "residual": residual}
-    return _reject(*key.shape[1:], rowptr, src, rows, others)
+    return _reject(key, rowptr, src, rows, others)
 
 
 def quantized_attend_dot(

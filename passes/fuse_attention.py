@@ -23,7 +23,7 @@ from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 from gnnfx.passes.attention_scores import Frame, Scores, match_scores, unsorted_frame
 
-# How many leading arguments of each op have heads, and its place of a vector per head.
+# Places of the arguments that have an axis of heads.
 _HEADED = {"attend_gat": (0, 1, 2), "attend_gatv2": (0, 1, 2), "attend_dot": (0, 1, 2, 5)}
 
 
@@ -47,10 +47,9 @@ class FuseAttention(Pass):
             elif (frame := unsorted_frame(aggregate)) is not None:
                 match match_scores(frame):
                     case ("attend_dot", (query, key, value, _, _, edge, _, scale)):
-                        csr = _by_destination(rewriter, aggregate, frame)
-                        rowptr, src, perm = csr
-                        args = [query, key, value, rowptr, src, edge, perm, scale]
-                        _replace(rewriter, aggregate, "attend_dot", args)
+                        rowptr, src, perm = _by_destination(rewriter, aggregate, frame)
+                        given = [query, key, value, rowptr, src, edge, perm, scale]
+                        _replace(rewriter, aggregate, "attend_dot", given)
                     case str(reason):
                         ctx.missed(aggregate, reason)
         return rewriter.finish()
