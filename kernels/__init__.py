@@ -8,7 +8,10 @@ if __name__ != "gnnfx.kernels":
 
 from gnnfx.kernels import (
     aggregate,
+    aggregate_edge_mlp,
     aggregate_linear,
+    aggregate_many,
+    aggregate_messages,
     attend_dot,
     attend_gat,
     attend_gatv2,
@@ -30,7 +33,10 @@ from gnnfx.kernels import (
 
 __all__ = [
     "aggregate",
+    "aggregate_edge_mlp",
     "aggregate_linear",
+    "aggregate_many",
+    "aggregate_messages",
     "attend_dot",
     "attend_gat",
     "attend_gatv2",

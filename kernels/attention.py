@@ -105,7 +105,7 @@ def attention_cost(
     width = channels if mean_heads else heads * channels
     written = result_bytes(num_rows, width, out_scale, out_bits)
     moved = edges * gathered + num_bytes(rowptr, src, bias, residual, *read) + written
-    return Cost(edges * flops, moved)
+    return Cost(edges * flops, moved, edges * gathered)
 
 
 # Few shapes, as each block of channels is a kernel of its own: heads that fill registers together,

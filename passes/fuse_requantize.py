@@ -20,6 +20,7 @@ from gnnfx.pass_manager import Pass, PassContext
 _PRODUCERS = {
     "quantized_linear",
     "quantized_aggregate",
+    "quantized_aggregate_many",
     "quantized_attend_gat",
     "quantized_attend_gatv2",
     "quantized_attend_dot",
@@ -58,7 +59,7 @@ def _refusal(producer: Instr, quantize: Instr) -> str | None:
         if quantize.args[name].op == "getitem":
             return "its range is computed from the float result each time (no calibration)"
     if quantize.args["row_scale"] is not None and "row_scale" not in args:
-        return f"{producer} does not scale rows"
+        return f"{producer.op} does not scale rows"
     if quantize.args["row_scale"] is not None and not _commutes_with_rows(args):
         return "its rows are scaled after a bias, a residual or an activation"
     return None

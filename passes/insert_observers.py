@@ -20,11 +20,14 @@ from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Pass, PassContext
 from gnnfx.passes.fuse_attention import match_attention
+from gnnfx.passes.fuse_edge_mlp import edge_mlp
 from gnnfx.policy import Policy, matches
 
 _OPERANDS = {
     "aten.linear.default": ("input",),
     "aggregate": ("x",),
+    "aggregate_many": ("x",),
+    "aggregate_messages": ("x",),
     "attend_gat": ("x",),
     "attend_gatv2": ("x_src", "x_dst"),
     "attend_dot": ("key", "value"),
@@ -105,7 +108,7 @@ def _quantizes(site: Instr, ctx: PassContext) -> bool:
     reason = _skipped(site, ctx) or _refusal(site) or _slow(site, ctx)
     if reason is not None:
         ctx.missed(site, f"left in float32: {reason}")
-    return reason is None
+    return reason is None and ctx.allows(site)
 
 
 def _skipped(site: Instr, ctx: PassContext) -> str | None:
@@ -118,6 +121,8 @@ def _refusal(site: Instr) -> str | None:
     if not is_feature(value):
         return "its input does not carry features"
     if site.op == "aggregate":
+        if edge_mlp(site) is not None:
+            return "it reduces what a linear layer makes of each edge, in tiles that stay float"
         if isinstance(reason := _attention(site), str):
             return reason
         weighted = len(site.shape) == 2 and site.args["weight"] is not None

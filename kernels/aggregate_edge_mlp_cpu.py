@@ -1,0 +1,159 @@
+"""CPU code of `aggregate_edge_mlp`: tiles of edges through one matrix product after the other.
+
+The hidden values of a tile, floats or codes, and its messages stay in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gnnfx.kernels.aggregate_messages_numba import (
+    Messages,
+    Reduction,
+    reject_messages,
+    tile_edges,
+    tiles,
+    write_messages,
+)
+from gnnfx.kernels.float_linear import LINEAR
+from gnnfx.kernels.linear_cpu import prepared
+
+
+def _aggregate(
+    messages: Messages,
+    reduction: Reduction,
+    width: int,
+    qparams: tuple[Tensor, Tensor] | None,
+    multiply: Callable[[Tensor], Tensor],
+) -> None:
+    """Reduce the products of the hidden values, codes of them where there are `qparams`."""
+    size = tile_edges(width)
+    channels, dtype = messages.x.shape[1], torch.float32 if qparams is None else torch.int8
+    memory = torch.empty((min(size, messages.num_edges), channels), dtype=dtype, device="cpu")
+    for tile in tiles(messages.rowptr, messages.num_edges, size):
+        hidden = memory[: tile.last_edge - tile.first_edge]
+        write_messages(messages, tile, hidden, qparams)
+        reduction.add(messages, tile, multiply(hidden), reads_x=False)
+
+
+def reject_aggregate_edge_mlp(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    weight: Tensor,
+    linear_bias: Tensor | None = None,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> str | None:
+    return reject_messages(
+        rowptr, src, x=x, x_dst=x_dst, edge=edge, bias=bias, residual=residual, perm=perm
+    )
+
+
+def aggregate_edge_mlp(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    weight: Tensor,
+    linear_bias: Tensor | None = None,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    out = torch.empty((rowptr.shape[0] - 1, weight.shape[0]), dtype=torch.float32, device="cpu")
+    if out.numel():
+        messages = Messages(
+            x, rowptr, src, perm, x_dst, edge, None, None, message_activation, slope
+        )
+
+        def multiply(hidden: Tensor) -> Tensor:
+            product: Tensor = LINEAR.run(hidden, weight, linear_bias)
+            return product
+
+        reduction = Reduction(out, reduce, bias, residual, activation)
+        _aggregate(messages, reduction, max(weight.shape), None, multiply)
+    return out
+
+
+def reject_quantized_aggregate_edge_mlp(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    hidden_scale: Tensor,
+    hidden_zero_point: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    linear_bias: Tensor | None = None,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    weight_bits: int = 8,
+) -> str | None:
+    return reject_messages(
+        rowptr, src, x=x, x_dst=x_dst, edge=edge, bias=bias, residual=residual, perm=perm
+    )
+
+
+def quantized_aggregate_edge_mlp(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    hidden_scale: Tensor,
+    hidden_zero_point: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    linear_bias: Tensor | None = None,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    weight_bits: int = 8,
+) -> Tensor:
+    out = torch.empty((rowptr.shape[0] - 1, weight.shape[0]), dtype=torch.float32, device="cpu")
+    if out.numel():
+        messages = Messages(
+            x, rowptr, src, perm, x_dst, edge, None, None, message_activation, slope
+        )
+        codes = prepared(weight, x.shape[1], weight_bits)
+        zero_point, multiplier = int(hidden_zero_point), hidden_scale * weight_scale
+
+        def multiply(hidden: Tensor) -> Tensor:
+            finished = codes.multiply_and_finish(
+                hidden, zero_point, multiplier, linear_bias, "none", None, None
+            )
+            if finished is not None:
+                return finished
+            total = codes.multiply(hidden, zero_point) * multiplier
+            return total if linear_bias is None else total + linear_bias
+
+        reduction = Reduction(out, reduce, bias, residual, activation)
+        qparams = (hidden_scale, hidden_zero_point)
+        _aggregate(messages, reduction, max(x.shape[1], weight.shape[0]), qparams, multiply)
+    return out

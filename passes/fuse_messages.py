@@ -1,0 +1,124 @@
+"""Make messages where they are reduced: act(x[src] + p[dst] + features of the edge).
+
+    j: f32[E, 8] = gather(x, src)
+    c: f32[E, 8] = aten.linear.default(e, w)              e: f32[E, 3]
+    m: f32[E, 8] = aten.relu.default(aten.add.Tensor(j, c))
+    y: f32[N, 8] = scatter(m, dst, n, 'sum')
+  becomes
+    y: f32[N, 8] = aggregate_messages(x, rowptr, src_by_dst, perm, None, e, w, None, 'relu', ...)
+
+so that no message is stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gnnfx.ir.patterns import is_feature, is_param, sole_user
+from gnnfx.ir.program import Instr, Program
+from gnnfx.ir.rewriter import Rewriter
+from gnnfx.pass_manager import Numerics, Pass, PassContext
+
+_REDUCES = ("sum", "mean", "min", "max")
+_ACTIVATIONS = {
+    "aten.relu.default": "relu",
+    "aten.leaky_relu.default": "leaky_relu",
+    "aten.silu.default": "silu",
+    "aten.sigmoid.default": "sigmoid",
+}
+
+
+@dataclass(frozen=True)
+class EdgeSum:
+    """Messages act(x[src] (+ x_dst[dst]) (+ edge))."""
+
+    x: Instr
+    src: Instr
+    x_dst: Instr | None
+    edge: Instr | None
+    activation: str
+    slope: float
+
+
+class FuseMessages(Pass):
+    """Replace scatters of sums of gathered rows and edge features by `aggregate_messages`."""
+
+    name = "fuse-messages"
+    needs = frozenset({"raised"})
+    numerics = Numerics.REORDERED
+
+    def run(self, program: Program, ctx: PassContext) -> Program:
+        rewriter = Rewriter(program, self.name)
+        for scatter in rewriter.program.find("scatter"):
+            messages, dst, _, reduce = scatter.args.values()
+            if reduce not in _REDUCES or not _fits(messages) or sole_user(messages) is None:
+                continue
+            match edge_sum(messages, dst):
+                case str(reason):
+                    ctx.missed(scatter, reason)
+                case EdgeSum() as found if found.edge is not None or found.activation != "none":
+                    rewriter.replace(scatter, _fused(rewriter, scatter, found))
+                    ctx.did(scatter, "makes its messages while it reduces them")
+        return rewriter.finish()
+
+
+def _fits(messages: Instr) -> bool:
+    return len(messages.shape) == 2 and messages.dtype is torch.float32 and is_feature(messages)
+
+
+def edge_sum(messages: Instr, dst: Instr) -> EdgeSum | str | None:
+    """The sum that `messages` [E, C] to `dst` are, why they cannot be fused, or None for others."""
+    activation, total, slope = _ACTIVATIONS.get(messages.op, "none"), messages, 0.0
+    if activation != "none":
+        total = messages.arg
+        slope = messages.args.get("negative_slope", 0.0)
+    x = src = x_dst = edge = None
+    for term in _terms(total):
+        if term.shape != messages.shape:
+            return None
+        if term.op == "gather" and term.args["index"] == dst and x_dst is None:
+            x_dst = term.arg
+        elif term.op == "gather" and x is None:
+            x, src = term.arg, term.args["index"]
+        elif edge is None:
+            edge = term
+        else:
+            return "its messages are sums of more than a source, a destination and an edge"
+    if x is None or src is None or not is_feature(x):
+        return None
+    return EdgeSum(x, src, x_dst, edge, activation, slope)
+
+
+def _terms(value: Instr) -> list[Instr]:
+    """The summands of nested additions that nothing else reads."""
+    if value.op == "aten.add.Tensor" and value.args["alpha"] == 1 and len(value.users) == 1:
+        left, right = value.args["self"], value.args["other"]
+        if isinstance(left, Instr) and isinstance(right, Instr):
+            return [*_terms(left), *_terms(right)]
+    return [value]
+
+
+def _fused(rewriter: Rewriter, scatter: Instr, found: EdgeSum) -> Instr:
+    _, dst, num_rows, reduce = scatter.args.values()
+
+    def insert(op: str, *args: Any) -> Instr:
+        return rewriter.insert(scatter, op, *args)
+
+    csr = insert("compress", found.src, dst, num_rows)
+    rowptr, src, perm = (insert("getitem", csr, i) for i in range(3))
+    edge = _edge_features(found.edge)
+    args = (*edge, found.activation, found.slope, reduce)
+    return insert("aggregate_messages", found.x, rowptr, src, perm, found.x_dst, *args)
+
+
+def _edge_features(edge: Instr | None) -> tuple[Any, Any, Any]:
+    """(features, weight, bias) that make `edge` [E, C], which is narrower before its layer."""
+    if edge is None or edge.op != "aten.linear.default" or len(edge.users) > 1:
+        return edge, None, None
+    weight = edge.args["weight"]
+    if not is_param(weight) or weight.shape[1] > weight.shape[0] or len(edge.arg.shape) != 2:
+        return edge, None, None
+    return edge.arg, weight, edge.args["bias"]
