@@ -28,6 +28,7 @@ from gnnfx.passes.observe_as_paper import ObserveAsPaper
 from gnnfx.passes.protect_nodes import ProtectNodes
 from gnnfx.passes.prune import Prune
 from gnnfx.passes.prune_channels import PruneChannels
+from gnnfx.passes.raise_linear import RaiseLinear
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
 from gnnfx.passes.remark_input_reads import RemarkInputReads
@@ -61,6 +62,7 @@ def float_passes(policy: Policy) -> list[Pass]:
         FuseReductions(),
         FuseMessages(),
         FoldConstants(),
+        RaiseLinear(),
         FuseAggregate(),
         FuseAttention(),
         EliminateCommonSubexpressions(),

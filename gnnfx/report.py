@@ -34,6 +34,7 @@ _COMPUTE = (
     "aggregate",
     "attend_gat",
     "attend_gatv2",
+    "attend_dot",
 )
 _NAMES = {"aten.linear.default": "linear", "aten.mm.default": "mm", "aten.addmm.default": "addmm"}
 

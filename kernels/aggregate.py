@@ -151,7 +151,7 @@ def aggregate_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
                 self_weight=rand(1)[0] if i % 4 == 1 and rows >= num_rows else None,
                 bias=rand(*shape) if i % 3 != 1 else None,
                 residual=rand(num_rows, *shape) if i % 4 == 2 else None,
-                activation="relu" if i % 2 else "none",
+                activation=("none", "relu", "none", "relu", "elu")[i % 5],
             )
 
 
@@ -318,7 +318,7 @@ def quantized_aggregate_samples(device: str = "cpu") -> Iterator[tuple[object, .
             self_weight=rand(1)[0] if i % 5 == 1 and rows >= num_rows else None,
             bias=rand(channels) if i % 4 > 1 else None,
             residual=rand(num_rows, channels) if i % 7 == 2 else None,
-            activation="relu" if i % 2 else "none",
+            activation=("none", "relu", "none", "relu", "elu")[i % 5],
             out_scale=out_scale if i % 8 < 6 else None,
             out_zero_point=out_zero_point if i % 8 < 6 else None,
             bits=bits,

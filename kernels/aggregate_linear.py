@@ -232,7 +232,7 @@ def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
             aggregate_row_scale=rand(num_rows) if i % 3 == 0 else None,
             self_weight=rand(1)[0] if i % 5 == 1 and rows >= num_rows else None,
             bias=rand(width) if i % 4 else None,
-            activation="relu" if i % 2 else "none",
+            activation=("none", "relu", "none", "relu", "elu")[i % 5],
             out_scale=out_scale if i % 4 < 3 else None,
             out_zero_point=out_zero_point if i % 4 < 3 else None,
             bits=bits,

@@ -26,6 +26,7 @@ from gnnfx.kernels.codes_triton import (
     store_rows,
     to_codes,
 )
+from gnnfx.kernels.epilogue import ACTIVATIONS
 from gnnfx.kernels.linear_triton import weight_sums
 
 _BLOCK_M = 32
@@ -60,7 +61,7 @@ def _quantized_aggregate_linear(
     WEIGHT_BITS: tl.constexpr,
     OUT_BITS: tl.constexpr,
     REDUCE: tl.constexpr,
-    RELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -115,7 +116,7 @@ def _quantized_aggregate_linear(
     if row_scale_ptr is not None:
         multiplier *= tl.load(row_scale_ptr + rows, mask=row_mask, other=0.0)[:, None]
     y = acc.to(tl.float32) * multiplier
-    y = add_bias(y, bias_ptr, None, rows, row_mask, 0, num_outs, RELU)
+    y = add_bias(y, bias_ptr, None, rows, row_mask, 0, num_outs, ACTIVATION)
     store_rows(
         out_ptr,
         y,
@@ -222,7 +223,7 @@ def quantized_aggregate_linear(
         WEIGHT_BITS=weight_bits,
         OUT_BITS=out_bits,
         REDUCE=reduce,
-        RELU=activation == "relu",
+        ACTIVATION=ACTIVATIONS.index(activation),
         BLOCK_E=64,
         BLOCK_M=_BLOCK_M,
         BLOCK_N=block_n,

@@ -23,6 +23,7 @@ from gnnfx.kernels.codes_triton import (
     reject_strided,
     store_rows,
 )
+from gnnfx.kernels.epilogue import ACTIVATIONS
 
 # Edges whose products with codes, at most 128 * 255 each, fit an int32 sum together.
 _CHUNK = tl.constexpr(65536)
@@ -43,7 +44,7 @@ def _aggregate(
     heads,
     head_channels,
     REDUCE: tl.constexpr,
-    RELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -93,7 +94,7 @@ def _aggregate(
     if self_weight_ptr is not None:
         own = load_rows(x_ptr, rows, row_mask, first, channels, BLOCK_C)
         y += tl.load(self_weight_ptr) * own
-    y = add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, channels, RELU)
+    y = add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, channels, ACTIVATION)
     store_rows(out_ptr, y, rows, row_mask, first, channels, channels, None, None, 8)
 
 
@@ -119,7 +120,7 @@ def _quantized_aggregate(
     BITS: tl.constexpr,
     OUT_BITS: tl.constexpr,
     REDUCE: tl.constexpr,
-    RELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -183,7 +184,7 @@ def _quantized_aggregate(
     if self_weight_ptr is not None:
         own = load_codes(x_ptr, rows, row_mask, first, x_width, BITS, BLOCK_C).to(tl.int32)
         y += tl.load(self_weight_ptr) * (scale * (own - zero_point).to(tl.float32))
-    y = add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, channels, RELU)
+    y = add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, channels, ACTIVATION)
     store_rows(
         out_ptr,
         y,
@@ -266,7 +267,7 @@ def aggregate(
         heads,
         channels // heads,
         REDUCE=reduce,
-        RELU=activation == "relu",
+        ACTIVATION=ACTIVATIONS.index(activation),
         **blocks,
         **EXACT,
     )
@@ -348,7 +349,7 @@ def quantized_aggregate(
         BITS=bits,
         OUT_BITS=out_bits,
         REDUCE=reduce,
-        RELU=activation == "relu",
+        ACTIVATION=ACTIVATIONS.index(activation),
         **blocks,
         **EXACT,
     )

@@ -1,384 +1,158 @@
-"""Attention over incoming edges without anything of size [E, H, C].
+"""What the attention ops share: softmax-weighted sums of rows, finished as rows of all heads.
 
-    GAT:    logit[e, h] = leaky_relu(a_src[src[e], h] + a_dst[i, h] [+ a_edge[e, h]])
-    GATv2:  logit[e, h] = sum over c of att[h, c] * leaky_relu(x_src[src[e], h, c] + x_dst[i, h, c])
+    y[i, h] = sum over the edges e into i of softmax(logit)[e, h] * value[src[e], h]
 
-    y[i, h] = sum over the edges e into i of softmax(logit)[e, h] * x[src[e], h]
-
-The softmax is that of `gnnfx.kernels.softmax`.  The quantized forms read int8 codes as
-scale * (q - zero_point) and are otherwise the same, in float32.
+The softmax is that of `gnnfx.kernels.softmax`; the ops differ in their logits.  The result is
+[N, H * C], or the mean over heads [N, C], and is finished with `gnnfx.kernels.epilogue`.  The
+quantized forms read int8 codes as scale * (q - zero_point) and are otherwise the same, in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import leaky_relu
 
-from gnnfx.ir.op import Cost, OpDef, register
+from gnnfx.ir.op import Cost
 from gnnfx.kernels.aggregate import aggregate_reference
-from gnnfx.kernels.csr import (
-    arguments,
-    check_csr,
-    num_bytes,
-    row_of_edge,
-    sample_graphs,
-    sample_large_graph,
-)
-from gnnfx.kernels.launch import numba_impl, triton_impl
-from gnnfx.kernels.quantize import dequantize_reference, sample_qparams
+from gnnfx.kernels.csr import num_bytes, sample_graphs, sample_large_graph
+from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_bytes
+from gnnfx.kernels.quantize import sample_qparams
 from gnnfx.kernels.softmax import reference as segment_softmax
 
 
-def _check_rows(name: str, x: Tensor, dtype: torch.dtype) -> None:
+def check_rows(name: str, x: Tensor, dtype: torch.dtype) -> None:
+    """Raise ValueError unless `x` is rows of heads of this dtype."""
     if x.dtype != dtype or x.dim() != 3:
         raise ValueError(f"{name} must be {dtype} [rows, H, C], got {x.dtype} {tuple(x.shape)}")
 
 
-def _check_scores(name: str, scores: Tensor, shape: tuple[int, ...]) -> None:
-    if scores.dtype != torch.float32 or tuple(scores.shape) != shape:
-        got = f"{scores.dtype} {tuple(scores.shape)}"
+def check_floats(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `x` is float32 of this shape."""
+    if x.dtype != torch.float32 or tuple(x.shape) != shape:
+        got = f"{x.dtype} {tuple(x.shape)}"
         raise ValueError(f"{name} must be float32 {shape}, got {got}")
 
 
-def _check_gat(
-    x: Tensor,
-    a_src: Tensor,
-    a_dst: Tensor,
+def weigh(
+    value: Tensor,
+    logits: Tensor,
     rowptr: Tensor,
     src: Tensor,
-    a_edge: Tensor | None,
-) -> None:
-    heads = x.shape[1]
-    check_csr(rowptr, src)
-    _check_scores("a_src", a_src, (x.shape[0], heads))
-    _check_scores("a_dst", a_dst, (rowptr.shape[0] - 1, heads))
-    if a_edge is not None:
-        _check_scores("a_edge", a_edge, (src.shape[0], heads))
-
-
-def attend_gat_reference(
-    x: Tensor,
-    a_src: Tensor,
-    a_dst: Tensor,
-    rowptr: Tensor,
-    src: Tensor,
-    a_edge: Tensor | None = None,
-    negative_slope: float = 0.2,
+    edge: Tensor | None = None,
 ) -> Tensor:
-    """float32 `x` [S, H, C], `a_src` [S, H], `a_dst` [N, H], `a_edge` [E, H]: [N, H, C]."""
-    rows = row_of_edge(rowptr, src.shape[0])
-    logits = a_src.index_select(0, src) + a_dst.index_select(0, rows)
-    if a_edge is not None:
-        logits = logits + a_edge
-    alpha = segment_softmax(leaky_relu(logits, negative_slope), rowptr)
-    return aggregate_reference(x, rowptr, src, alpha)
+    """Sums [N, H, C] of value[src] + edge, `edge` [E, H, C], by the softmax of logits [E, H]."""
+    alpha = segment_softmax(logits, rowptr)
+    if edge is None:
+        return aggregate_reference(value, rowptr, src, alpha)
+    places = torch.arange(src.shape[0], device=src.device, dtype=src.dtype)
+    return aggregate_reference(value.index_select(0, src) + edge, rowptr, places, alpha)
 
 
-def attend_gat_fake(
-    x: Tensor,
-    a_src: Tensor,
-    a_dst: Tensor,
-    rowptr: Tensor,
-    src: Tensor,
-    a_edge: Tensor | None = None,
-    negative_slope: float = 0.2,
+def finish_heads(
+    rows: Tensor,
+    mean_heads: bool,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_bits: int = 8,
 ) -> Tensor:
-    _check_rows("x", x, torch.float32)
-    _check_gat(x, a_src, a_dst, rowptr, src, a_edge)
-    return x.new_empty((rowptr.shape[0] - 1, *x.shape[1:]))
+    """The epilogue on rows [N, H, C]; `bias` and `residual` are as wide as the result."""
+    total = rows.mean(1) if mean_heads else rows.flatten(1)
+    qparams = out_scale, out_zero_point, out_bits
+    return finish(total, None, None, None, bias, residual, activation, *qparams)
 
 
-def attend_gat_cost(
-    x: Tensor,
-    a_src: Tensor,
-    a_dst: Tensor,
+def empty_heads(
+    value: Tensor,
+    num_rows: int,
+    mean_heads: bool,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_bits: int = 8,
+) -> Tensor:
+    """Memory for the result of the epilogue; raises ValueError for operands that do not fit."""
+    width = value.shape[2] if mean_heads else value.shape[1] * value.shape[2]
+    qparams = out_scale, out_zero_point, out_bits
+    check_epilogue(num_rows, width, None, bias, residual, activation, *qparams)
+    return empty_result(value, num_rows, width, out_scale, out_bits)
+
+
+def attention_cost(
+    gathered: int,
+    flops: int,
+    value: Tensor,
     rowptr: Tensor,
     src: Tensor,
-    a_edge: Tensor | None = None,
-    negative_slope: float = 0.2,
+    read: tuple[Tensor | None, ...],
+    mean_heads: bool,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_bits: int = 8,
 ) -> Cost:
-    """Each edge reads a row of x and its scores: about eight operations a head, two a channel."""
-    edges, (heads, channels) = src.shape[0], x.shape[1:]
-    gathered = edges * heads * (channels * x.element_size() + a_src.element_size())
-    written = 4 * (rowptr.shape[0] - 1) * heads * channels
-    moved = gathered + num_bytes(a_dst, rowptr, src, a_edge) + written
-    return Cost(edges * heads * (8 + 2 * channels), moved, gathered)
+    """Each edge reads `gathered` bytes and does `flops` operations; `read` is read once."""
+    edges, num_rows, (heads, channels) = src.shape[0], rowptr.shape[0] - 1, value.shape[1:]
+    width = channels if mean_heads else heads * channels
+    written = result_bytes(num_rows, width, out_scale, out_bits)
+    moved = edges * gathered + num_bytes(rowptr, src, bias, residual, *read) + written
+    return Cost(edges * flops, moved, edges * gathered)
 
 
-def quantized_attend_gat_reference(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    a_src: Tensor,
-    a_dst: Tensor,
-    rowptr: Tensor,
-    src: Tensor,
-    a_edge: Tensor | None = None,
-    negative_slope: float = 0.2,
-) -> Tensor:
-    """As `attend_gat` on q - zero_point of int8 codes `x` [S, H, C], times `scale`."""
-    steps = (x.int() - zero_point).float()
-    return scale * attend_gat_reference(steps, a_src, a_dst, rowptr, src, a_edge, negative_slope)
+# Few shapes, as each block of channels is a kernel of its own: heads that fill registers together,
+# with blocks that overlap, that fill more than one; heads of their own; more heads than lanes.
+_SHAPES = [(8, 8), (3, 7), (12, 8), (1, 40), (2, 256), (1, 1), (4, 40), (18, 4), (5, 6)]
 
 
-def quantized_attend_gat_fake(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    a_src: Tensor,
-    a_dst: Tensor,
-    rowptr: Tensor,
-    src: Tensor,
-    a_edge: Tensor | None = None,
-    negative_slope: float = 0.2,
-) -> Tensor:
-    _check_rows("x", x, torch.int8)
-    _check_gat(x, a_src, a_dst, rowptr, src, a_edge)
-    return x.new_empty((rowptr.shape[0] - 1, *x.shape[1:]), dtype=torch.float32)
+class Samples:
+    """Random operands for the graphs and head shapes that every attention op is tried on."""
 
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._generator = torch.Generator().manual_seed(0)
 
-def quantized_attend_gat_cost(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    a_src: Tensor,
-    a_dst: Tensor,
-    rowptr: Tensor,
-    src: Tensor,
-    a_edge: Tensor | None = None,
-    negative_slope: float = 0.2,
-) -> Cost:
-    """As `attend_gat`, with rows of one byte a channel."""
-    return attend_gat_cost(x, a_src, a_dst, rowptr, src, a_edge, negative_slope)
+    def floats(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self._generator).to(self.device)
 
+    def codes(self, *shape: int) -> Tensor:
+        codes = torch.randint(-128, 128, shape, generator=self._generator, dtype=torch.int8)
+        return codes.to(self.device)
 
-def attend_gatv2_reference(
-    x_src: Tensor,
-    x_dst: Tensor,
-    att: Tensor,
-    rowptr: Tensor,
-    src: Tensor,
-    negative_slope: float = 0.2,
-) -> Tensor:
-    """float32 `x_src` [S, H, C], `x_dst` [N, H, C], `att` [H, C]: [N, H, C]."""
-    rows = row_of_edge(rowptr, src.shape[0])
-    pairs = leaky_relu(x_src.index_select(0, src) + x_dst.index_select(0, rows), negative_slope)
-    alpha = segment_softmax((att * pairs).sum(-1), rowptr)
-    return aggregate_reference(x_src, rowptr, src, alpha)
+    def graphs(self) -> Iterator[tuple[int, int, int, int, Tensor, Tensor]]:
+        """(number, heads, channels, rows of x, rowptr, src)."""
+        graphs = [*sample_graphs(self.device), sample_large_graph(self.device)]
+        for number, (heads, channels) in enumerate(_SHAPES * 2):
+            yield number, heads, channels, *graphs[(number + number // 9) % len(graphs)]
 
+    def epilogue(self, number: int, heads: int, channels: int, num_rows: int) -> dict[str, Any]:
+        """Keyword arguments that finish the rows of a float op."""
+        mean_heads = number % 4 == 3
+        width = channels if mean_heads else heads * channels
+        # An ELU leaves little of the values that errors of a hub's long sums are compared with.
+        kinds = ("none", "relu", "none" if num_rows == 3 else "elu")
+        return {
+            "mean_heads": mean_heads,
+            "bias": self.floats(width) if number % 3 else None,
+            "residual": self.floats(num_rows, width) if number % 5 == 1 else None,
+            "activation": kinds[number % 7 % 3],
+        }
 
-def _check_gatv2(x_src: Tensor, x_dst: Tensor, att: Tensor, rowptr: Tensor, src: Tensor) -> None:
-    check_csr(rowptr, src)
-    _check_scores("att", att, tuple(x_src.shape[1:]))
-    if tuple(x_dst.shape) != (rowptr.shape[0] - 1, *x_src.shape[1:]):
-        want = (rowptr.shape[0] - 1, *x_src.shape[1:])
-        raise ValueError(f"x_dst must be {want}, got {tuple(x_dst.shape)}")
-
-
-def attend_gatv2_fake(
-    x_src: Tensor,
-    x_dst: Tensor,
-    att: Tensor,
-    rowptr: Tensor,
-    src: Tensor,
-    negative_slope: float = 0.2,
-) -> Tensor:
-    _check_rows("x_src", x_src, torch.float32)
-    _check_rows("x_dst", x_dst, torch.float32)
-    _check_gatv2(x_src, x_dst, att, rowptr, src)
-    return x_src.new_empty((rowptr.shape[0] - 1, *x_src.shape[1:]))
-
-
-def attend_gatv2_cost(
-    x_src: Tensor,
-    x_dst: Tensor,
-    att: Tensor,
-    rowptr: Tensor,
-    src: Tensor,
-    negative_slope: float = 0.2,
-) -> Cost:
-    """Each edge reads a row of x_src once: about six operations a head and six a channel."""
-    edges, (heads, channels) = src.shape[0], x_src.shape[1:]
-    gathered = edges * heads * channels * x_src.element_size()
-    written = 4 * (rowptr.shape[0] - 1) * heads * channels
-    moved = gathered + num_bytes(x_dst, att, rowptr, src) + written
-    return Cost(edges * heads * (6 + 6 * channels), moved, gathered)
-
-
-def quantized_attend_gatv2_reference(
-    x_src: Tensor,
-    scale_src: Tensor,
-    zero_point_src: Tensor,
-    x_dst: Tensor,
-    scale_dst: Tensor,
-    zero_point_dst: Tensor,
-    att: Tensor,
-    rowptr: Tensor,
-    src: Tensor,
-    negative_slope: float = 0.2,
-) -> Tensor:
-    """As `attend_gatv2` with int8 codes `x_src` [S, H, C] and `x_dst` [N, H, C]."""
-    channels = x_src.shape[-1]
-    source = dequantize_reference(x_src, scale_src, zero_point_src, channels)
-    target = dequantize_reference(x_dst, scale_dst, zero_point_dst, channels)
-    return attend_gatv2_reference(source, target, att, rowptr, src, negative_slope)
-
-
-def quantized_attend_gatv2_fake(
-    x_src: Tensor,
-    scale_src: Tensor,
-    zero_point_src: Tensor,
-    x_dst: Tensor,
-    scale_dst: Tensor,
-    zero_point_dst: Tensor,
-    att: Tensor,
-    rowptr: Tensor,
-    src: Tensor,
-    negative_slope: float = 0.2,
-) -> Tensor:
-    _check_rows("x_src", x_src, torch.int8)
-    _check_rows("x_dst", x_dst, torch.int8)
-    _check_gatv2(x_src, x_dst, att, rowptr, src)
-    return x_src.new_empty((rowptr.shape[0] - 1, *x_src.shape[1:]), dtype=torch.float32)
-
-
-def quantized_attend_gatv2_cost(
-    x_src: Tensor,
-    scale_src: Tensor,
-    zero_point_src: Tensor,
-    x_dst: Tensor,
-    scale_dst: Tensor,
-    zero_point_dst: Tensor,
-    att: Tensor,
-    rowptr: Tensor,
-    src: Tensor,
-    negative_slope: float = 0.2,
-) -> Cost:
-    """As `attend_gatv2`, with rows of one byte a channel."""
-    return attend_gatv2_cost(x_src, x_dst, att, rowptr, src, negative_slope)
-
-
-_SAMPLE_SHAPES = [(1, 5), (8, 8), (4, 16), (1, 1), (3, 7), (1, 40), (2, 32), (4, 64), (1, 128)]
-
-
-def attend_gat_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def rand(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device)
-
-    graphs = [*sample_graphs(device), sample_large_graph(device)]
-    for i, (heads, channels) in enumerate(_SAMPLE_SHAPES * 2):
-        rows, rowptr, src = graphs[i % len(graphs)]
-        spread = (1, 30)[i % 2]  # far apart, so that most weights underflow
-        yield arguments(
-            attend_gat_reference,
-            rand(rows, heads, channels),
-            rand(rows, heads) * spread,
-            rand(rowptr.shape[0] - 1, heads) * spread,
-            rowptr,
-            src,
-            rand(src.shape[0], heads) if i % 3 == 1 else None,
-            0.2 if i % 4 else 0.01,
-        )
-
-
-def quantized_attend_gat_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
-    generator = torch.Generator().manual_seed(0)
-    for i, (x, *others) in enumerate(attend_gat_samples(device)):
-        assert isinstance(x, Tensor)
-        codes = torch.randint(-128, 128, x.shape, generator=generator, dtype=torch.int8)
-        yield codes.to(device), *sample_qparams(0.02, (0, 3, -128)[i % 3], device), *others
-
-
-def attend_gatv2_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def rand(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device)
-
-    graphs = [*sample_graphs(device), sample_large_graph(device)]
-    for i, (heads, channels) in enumerate(_SAMPLE_SHAPES * 2):
-        rows, rowptr, src = graphs[i % len(graphs)]
-        yield arguments(
-            attend_gatv2_reference,
-            rand(rows, heads, channels),
-            rand(rowptr.shape[0] - 1, heads, channels),
-            rand(heads, channels) * (0.1, 0.5)[i % 2],
-            rowptr,
-            src,
-            0.2 if i % 4 else 0.01,
-        )
-
-
-def quantized_attend_gatv2_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def codes(like: Tensor) -> Tensor:
-        values = torch.randint(-128, 128, like.shape, generator=generator, dtype=torch.int8)
-        return values.to(device)
-
-    for i, (x_src, x_dst, *others) in enumerate(attend_gatv2_samples(device)):
-        assert isinstance(x_src, Tensor)
-        assert isinstance(x_dst, Tensor)
-        source = codes(x_src), *sample_qparams(0.02, (0, 3, -128)[i % 3], device)
-        yield *source, codes(x_dst), *sample_qparams(0.03, (0, -7)[i % 2], device), *others
-
-
-ATTEND_GAT = register(
-    OpDef(
-        name="attend_gat",
-        reference=attend_gat_reference,
-        fake=attend_gat_fake,
-        cost=attend_gat_cost,
-        samples=attend_gat_samples,
-        impls=(
-            numba_impl("gnnfx.kernels.attention_numba", "attend_gat"),
-            triton_impl("gnnfx.kernels.attention_triton", "attend_gat"),
-        ),
-        differentiable=True,
-    )
-)
-QUANTIZED_ATTEND_GAT = register(
-    OpDef(
-        name="quantized_attend_gat",
-        reference=quantized_attend_gat_reference,
-        fake=quantized_attend_gat_fake,
-        cost=quantized_attend_gat_cost,
-        samples=quantized_attend_gat_samples,
-        impls=(
-            numba_impl("gnnfx.kernels.attention_numba", "quantized_attend_gat"),
-            triton_impl("gnnfx.kernels.attention_triton", "quantized_attend_gat"),
-        ),
-    )
-)
-ATTEND_GATV2 = register(
-    OpDef(
-        name="attend_gatv2",
-        reference=attend_gatv2_reference,
-        fake=attend_gatv2_fake,
-        cost=attend_gatv2_cost,
-        samples=attend_gatv2_samples,
-        impls=(
-            numba_impl("gnnfx.kernels.attention_numba", "attend_gatv2"),
-            triton_impl("gnnfx.kernels.attention_triton", "attend_gatv2"),
-        ),
-        differentiable=True,
-    )
-)
-QUANTIZED_ATTEND_GATV2 = register(
-    OpDef(
-        name="quantized_attend_gatv2",
-        reference=quantized_attend_gatv2_reference,
-        fake=quantized_attend_gatv2_fake,
-        cost=quantized_attend_gatv2_cost,
-        samples=quantized_attend_gatv2_samples,
-        impls=(
-            numba_impl("gnnfx.kernels.attention_numba", "quantized_attend_gatv2"),
-            triton_impl("gnnfx.kernels.attention_triton", "quantized_attend_gatv2"),
-        ),
-    )
-)
+    def quantized_epilogue(
+        self, number: int, heads: int, channels: int, num_rows: int
+    ) -> dict[str, Any]:
+        """Keyword arguments that finish the rows of a quantized op, most of them as codes."""
+        given = self.epilogue(number, heads, channels, num_rows)
+        if number % 7 < 5:
+            scale, zero_point = sample_qparams(0.1137, (0, 5, -2)[number % 3], self.device)
+            out_bits = (8, 8, 4, 8, 2)[number % 5]
+            given |= {"out_scale": scale, "out_zero_point": zero_point, "out_bits": out_bits}
+        return given

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gnnfx.kernels.attention import finish_heads
 from gnnfx.kernels.codes_triton import EXACT, load_row_bounds, reject_strided
 
 _TILE = 2048  # values of x that a program holds at once
@@ -176,6 +177,84 @@ def _attend_gatv2(
 
 
 @triton.jit
+def _attend_dot(
+    query_ptr,
+    key_ptr,
+    key_scale_ptr,
+    key_zero_point_ptr,
+    value_ptr,
+    value_scale_ptr,
+    value_zero_point_ptr,
+    edge_ptr,
+    edge_index_ptr,
+    rowptr_ptr,
+    src_ptr,
+    out_ptr,
+    num_heads,
+    channels,
+    score_scale,
+    BLOCK_E: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """y (f32 [N, H, C]) = sum over edges of softmax(query . (key + edge)) * (value + edge)."""
+    row = tl.program_id(0).to(tl.int64)
+    rows = row + tl.zeros((1,), dtype=tl.int64)
+    heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    cols = tl.arange(0, BLOCK_C)
+    start, end = load_row_bounds(rowptr_ptr, row)
+    query = _load_heads(query_ptr, rows, rows >= 0, heads, num_heads, cols, channels, None, None)
+    peak = tl.full((1, BLOCK_H), -float("inf"), dtype=tl.float32)
+    norm = tl.zeros((BLOCK_E, BLOCK_H), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_E, BLOCK_H, BLOCK_C), dtype=tl.float32)
+    for edge in range(start, end, BLOCK_E):
+        edges = edge + tl.arange(0, BLOCK_E)
+        live = edges < end
+        sources = tl.load(src_ptr + edges, mask=live, other=0).to(tl.int64)
+        keys = _load_heads(
+            key_ptr,
+            sources,
+            live,
+            heads,
+            num_heads,
+            cols,
+            channels,
+            key_scale_ptr,
+            key_zero_point_ptr,
+        )
+        values = _load_heads(
+            value_ptr,
+            sources,
+            live,
+            heads,
+            num_heads,
+            cols,
+            channels,
+            value_scale_ptr,
+            value_zero_point_ptr,
+        )
+        if edge_ptr is not None:
+            places = tl.load(edge_index_ptr + edges, mask=live, other=0).to(tl.int64)
+            terms = _load_heads(
+                edge_ptr, places, live, heads, num_heads, cols, channels, None, None
+            )
+            keys += terms
+            values += terms
+        logits = tl.sum(query * keys, axis=2) * score_scale  # [BLOCK_E, BLOCK_H]
+        logits = tl.where(live[:, None], logits, -float("inf"))
+        higher = tl.maximum(peak, tl.max(logits, axis=0)[None, :])
+        # The first step scales sums of 0 by exp(-inf) = 0; `higher` is finite from there on.
+        shrink = tl.exp(peak - higher)
+        weights = tl.exp(logits - higher)
+        norm = norm * shrink + weights
+        acc = acc * shrink[:, :, None] + weights[:, :, None] * values
+        peak = higher
+    total = tl.sum(norm, axis=0) + 1e-16  # [BLOCK_H]
+    y = tl.math.div_rn(tl.sum(acc, axis=0), total[:, None])
+    _store_heads(out_ptr, y, row, heads, num_heads, cols, channels)
+
+
+@triton.jit
 def _store_heads(out_ptr, y, row, heads, num_heads, cols, channels):
     """Store y (f32 [H, C]) as heads and channels of one row."""
     inside = (heads < num_heads)[:, None] & (cols < channels)[None, :]
@@ -191,6 +270,10 @@ def reject_attend_gat(
     src: Tensor,
     a_edge: Tensor | None = None,
     negative_slope: float = 0.2,
+    mean_heads: bool = False,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
 ) -> str | None:
     if x.dtype not in (torch.float32, torch.int8):
         return f"x is {x.dtype}; the kernel takes float32 and int8"
@@ -205,8 +288,13 @@ def attend_gat(
     src: Tensor,
     a_edge: Tensor | None = None,
     negative_slope: float = 0.2,
+    mean_heads: bool = False,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
-    return _launch_gat(x, None, None, a_src, a_dst, rowptr, src, a_edge, negative_slope)
+    rows = _launch_gat(x, None, None, a_src, a_dst, rowptr, src, a_edge, negative_slope)
+    return finish_heads(rows, mean_heads, bias, residual, activation)
 
 
 def reject_quantized_attend_gat(
@@ -219,6 +307,13 @@ def reject_quantized_attend_gat(
     src: Tensor,
     a_edge: Tensor | None = None,
     negative_slope: float = 0.2,
+    mean_heads: bool = False,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_bits: int = 8,
 ) -> str | None:
     return reject_attend_gat(x, a_src, a_dst, rowptr, src, a_edge, negative_slope)
 
@@ -233,8 +328,17 @@ def quantized_attend_gat(
     src: Tensor,
     a_edge: Tensor | None = None,
     negative_slope: float = 0.2,
+    mean_heads: bool = False,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_bits: int = 8,
 ) -> Tensor:
-    return _launch_gat(x, scale, zero_point, a_src, a_dst, rowptr, src, a_edge, negative_slope)
+    rows = _launch_gat(x, scale, zero_point, a_src, a_dst, rowptr, src, a_edge, negative_slope)
+    qparams = out_scale, out_zero_point, out_bits
+    return finish_heads(rows, mean_heads, bias, residual, activation, *qparams)
 
 
 def _launch_gat(
@@ -279,6 +383,10 @@ def reject_attend_gatv2(
     rowptr: Tensor,
     src: Tensor,
     negative_slope: float = 0.2,
+    mean_heads: bool = False,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
 ) -> str | None:
     if x_src.dtype not in (torch.float32, torch.int8):
         return f"x_src is {x_src.dtype}; the kernel takes float32 and int8"
@@ -294,9 +402,14 @@ def attend_gatv2(
     rowptr: Tensor,
     src: Tensor,
     negative_slope: float = 0.2,
+    mean_heads: bool = False,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     qparams = (None, None)
-    return _launch_gatv2(x_src, qparams, x_dst, qparams, att, rowptr, src, negative_slope)
+    rows = _launch_gatv2(x_src, qparams, x_dst, qparams, att, rowptr, src, negative_slope)
+    return finish_heads(rows, mean_heads, bias, residual, activation)
 
 
 def reject_quantized_attend_gatv2(
@@ -310,6 +423,13 @@ def reject_quantized_attend_gatv2(
     rowptr: Tensor,
     src: Tensor,
     negative_slope: float = 0.2,
+    mean_heads: bool = False,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_bits: int = 8,
 ) -> str | None:
     return reject_attend_gatv2(x_src, x_dst, att, rowptr, src, negative_slope)
 
@@ -325,9 +445,18 @@ def quantized_attend_gatv2(
     rowptr: Tensor,
     src: Tensor,
     negative_slope: float = 0.2,
+    mean_heads: bool = False,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_bits: int = 8,
 ) -> Tensor:
     left, right = (scale_src, zero_point_src), (scale_dst, zero_point_dst)
-    return _launch_gatv2(x_src, left, x_dst, right, att, rowptr, src, negative_slope)
+    rows = _launch_gatv2(x_src, left, x_dst, right, att, rowptr, src, negative_slope)
+    qparams = out_scale, out_zero_point, out_bits
+    return finish_heads(rows, mean_heads, bias, residual, activation, *qparams)
 
 
 def _launch_gatv2(
@@ -355,6 +484,130 @@ def _launch_gatv2(
         heads,
         channels,
         negative_slope,
+        **blocks,
+        **EXACT,
+    )
+    return out
+
+
+def reject_attend_dot(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
+    score_scale: float = 1.0,
+    mean_heads: bool = False,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> str | None:
+    if key.dtype not in (torch.float32, torch.int8):
+        return f"key is {key.dtype}; the kernel takes float32 and int8"
+    if key.shape[2] > _WIDEST:
+        return f"a head has {key.shape[2]} channels; the kernel takes {_WIDEST}"
+    rows = {"query": query, "key": key, "value": value, "edge": edge}
+    return reject_strided(**rows, rowptr=rowptr, src=src)
+
+
+def attend_dot(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
+    score_scale: float = 1.0,
+    mean_heads: bool = False,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    rows = _launch_dot(
+        query, (key, None, None), (value, None, None), rowptr, src, edge, edge_index, score_scale
+    )
+    return finish_heads(rows, mean_heads, bias, residual, activation)
+
+
+def reject_quantized_attend_dot(
+    query: Tensor,
+    key: Tensor,
+    key_scale: Tensor,
+    key_zero_point: Tensor,
+    value: Tensor,
+    value_scale: Tensor,
+    value_zero_point: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
+    score_scale: float = 1.0,
+    mean_heads: bool = False,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_bits: int = 8,
+) -> str | None:
+    return reject_attend_dot(query, key, value, rowptr, src, edge, edge_index, score_scale)
+
+
+def quantized_attend_dot(
+    query: Tensor,
+    key: Tensor,
+    key_scale: Tensor,
+    key_zero_point: Tensor,
+    value: Tensor,
+    value_scale: Tensor,
+    value_zero_point: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
+    score_scale: float = 1.0,
+    mean_heads: bool = False,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_bits: int = 8,
+) -> Tensor:
+    keys, values = (key, key_scale, key_zero_point), (value, value_scale, value_zero_point)
+    rows = _launch_dot(query, keys, values, rowptr, src, edge, edge_index, score_scale)
+    qparams = out_scale, out_zero_point, out_bits
+    return finish_heads(rows, mean_heads, bias, residual, activation, *qparams)
+
+
+def _launch_dot(
+    query: Tensor,
+    key: tuple[Tensor, Tensor | None, Tensor | None],
+    value: tuple[Tensor, Tensor | None, Tensor | None],
+    rowptr: Tensor,
+    src: Tensor,
+    edge: Tensor | None,
+    edge_index: Tensor | None,
+    score_scale: float,
+) -> Tensor:
+    rows, heads, channels = query.shape
+    out = torch.empty((rows, heads, channels), dtype=torch.float32, device=query.device)
+    blocks = _blocks(src.shape[0], rows, heads, triton.next_power_of_2(channels))
+    _attend_dot[(rows, triton.cdiv(heads, blocks["BLOCK_H"]))](
+        query,
+        *key,
+        *value,
+        edge,
+        edge_index,
+        rowptr,
+        src,
+        out,
+        heads,
+        channels,
+        score_scale,
         **blocks,
         **EXACT,
     )

@@ -99,17 +99,22 @@ def load_row_bounds(rowptr_ptr, row):
 
 
 @triton.jit
-def add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, channels, RELU: tl.constexpr):
-    """relu(y + bias + residual), each part where it is given; y is f32 [R, C]."""
+def add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, channels, ACTIVATION: tl.constexpr):
+    """act(y + bias + residual), each part where it is given; y is f32 [R, C].
+
+    ACTIVATION is the place of the activation in `gnnfx.kernels.epilogue.ACTIVATIONS`.
+    """
     COLS: tl.constexpr = y.shape[1]
     if bias_ptr is not None:
         cols = first + tl.arange(0, COLS)
         y += tl.load(bias_ptr + cols, mask=cols < channels, other=0.0)[None, :]
     if residual_ptr is not None:
         y += load_rows(residual_ptr, rows, row_mask, first, channels, COLS)
-    if RELU:
-        # Written so that NaN stays NaN, as in torch.
+    # Written so that NaN stays NaN, as in torch.
+    if ACTIVATION == 1:
         y = tl.where(y < 0.0, 0.0, y)
+    elif ACTIVATION == 2:
+        y = tl.where(y < 0.0, tl.exp(tl.minimum(y, 0.0)) - 1.0, y)
     return y
 
 

@@ -1,7 +1,7 @@
 """What follows a reduction in the same kernel, the same in every op that has one.
 
     y = S * multiplier [* row_scale[i]] [+ self_weight * x[i]] [+ bias[c]] [+ residual[i, c]]
-    y = max(y, 0) if activation is "relu"
+    y = max(y, 0) if activation is "relu"; y where y > 0, else exp(y) - 1, if it is "elu"
     codes of y (`gnnfx.kernels.quantize`) if `out_scale` is given, else y
 
 S is the exact result of an integer reduction rounded to float32, or a float one.  Scales are
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gnnfx.kernels.quantize import check_bits, code_dtype, pack, packed_channels, to_codes
 
-ACTIVATIONS = ("none", "relu")
+ACTIVATIONS = ("none", "relu", "elu")  # device code knows them by their place
 
 
 def finish(
@@ -39,12 +40,18 @@ def finish(
         y = total if row_scale is None else total * row_scale[:, None]
     for term in (self_term, bias, residual):
         y = y if term is None else y + term
-    if activation == "relu":
-        y = y.relu()
+    y = activate(y, activation)
     if out_scale is None:
         return y
     assert out_zero_point is not None
     return pack(to_codes(y, out_scale, out_zero_point, out_bits), out_bits)
+
+
+def activate(y: Tensor, activation: str) -> Tensor:
+    """The activation on its own."""
+    if activation == "relu":
+        return y.relu()
+    return functional.elu(y) if activation == "elu" else y
 
 
 def check_epilogue(

@@ -13,10 +13,13 @@ import numpy as np
 from numba import njit
 from torch import Tensor
 
+from gnnfx.kernels.epilogue import ACTIVATIONS
 from gnnfx.kernels.quantize import code_range
 from gnnfx.kernels.threads import address
 from gnnfx.kernels.vectors_numba import (
     clamp,
+    exp,
+    lesser,
     load_f32_like,
     narrow_i8,
     read_f32,
@@ -30,9 +33,10 @@ from gnnfx.kernels.vectors_numba import (
 )
 
 PIECES, ROWS, CHANNELS, OUT = 1, 2, 3, 4
-ROW_SCALE, BIAS, RESIDUAL, RELU = 5, 6, 7, 8
+ROW_SCALE, BIAS, RESIDUAL, ACTIVATION = 5, 6, 7, 8
 OUT_SCALE, OUT_ZERO_POINT, OUT_LOW, OUT_HIGH = 9, 10, 11, 12
 FIRST_FREE = 13
+RELU, ELU = ACTIVATIONS.index("relu"), ACTIVATIONS.index("elu")
 
 
 def epilogue_arguments(
@@ -55,7 +59,7 @@ def epilogue_arguments(
         address(row_scale),
         address(bias),
         address(residual),
-        activation == "relu",
+        ACTIVATIONS.index(activation),
         address(out_scale),
         address(out_zero_point),
         *code_range(out_bits),
@@ -72,6 +76,13 @@ def to_codes(y, scale, zero_point, low, high):
 
 
 @njit(forceinline=True)
+def elu(y):
+    """y where it is positive, else exp(y) - 1; NaN stays."""
+    zero = splat_f32_like(np.float32(0), y)
+    return relu(y) + (exp(lesser(y, zero)) - splat_f32_like(np.float32(1), y))
+
+
+@njit(forceinline=True)
 def finish(y, a, row, channel):
     """Add bias and residual, activate, and store y as floats or int8 codes."""
     place = row * a[CHANNELS] + channel
@@ -79,8 +90,10 @@ def finish(y, a, row, channel):
         y = y + load_f32_like(a[BIAS] + 4 * channel, y)
     if a[RESIDUAL] != 0:
         y = y + load_f32_like(a[RESIDUAL] + 4 * place, y)
-    if a[RELU] != 0:
+    if a[ACTIVATION] == RELU:
         y = relu(y)
+    if a[ACTIVATION] == ELU:
+        y = elu(y)
     if a[OUT_SCALE] == 0:
         store(a[OUT] + 4 * place, y)
     else:

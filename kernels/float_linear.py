@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from gnnfx.ir.op import Cost, Impl, OpDef, register
 from gnnfx.kernels.csr import num_bytes
+from gnnfx.kernels.epilogue import ACTIVATIONS, activate
 
 
 def reference(
@@ -24,7 +25,7 @@ def reference(
     y = functional.linear(x, weight, bias)
     if residual is not None:
         y = y + residual
-    return y.relu() if activation == "relu" else y
+    return activate(y, activation)
 
 
 def fake(
@@ -38,8 +39,8 @@ def fake(
         raise ValueError(
             f"x must be [N, K] and weight [O, K], got {tuple(x.shape)} and {tuple(weight.shape)}"
         )
-    if activation not in ("none", "relu"):
-        raise ValueError(f"activation must be 'none' or 'relu', got {activation!r}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
@@ -68,6 +69,7 @@ def samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
         yield x, weight, rand(outputs), None, "relu"
         yield x, weight, rand(outputs), rand(rows, outputs), "relu"
         yield x, weight, None, rand(rows, outputs)
+        yield x, weight, rand(outputs), None, "elu"
 
 
 def onednn(
@@ -79,9 +81,15 @@ def onednn(
 ) -> Tensor:
     """The reference through oneDNN, which finishes each tile while it is in the cache."""
     product = torch.ops.mkldnn._linear_pointwise
-    if residual is None:
+    if residual is None and activation != "elu":
         return product(x, weight, bias, activation, [], "")  # type: ignore[no-any-return]
-    y: Tensor = product(x, residual, weight, bias, "add")
+    y: Tensor
+    if residual is None:
+        y = product(x, weight, bias, "none", [], "")
+    else:
+        y = product(x, residual, weight, bias, "add")
+    if activation == "elu":
+        return functional.elu_(y)
     return y.relu_() if activation == "relu" else y
 
 

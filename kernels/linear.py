@@ -143,7 +143,7 @@ def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
             channels,
             bias=rand(width) if i % 4 else None,
             residual=rand(rows, width) if i % 4 == 2 else None,
-            activation="relu" if i % 2 else "none",
+            activation=("none", "relu", "none", "relu", "elu")[i % 5],
             out_scale=out_scale if i % 4 < 3 else None,
             out_zero_point=out_zero_point if i % 4 < 3 else None,
             bits=bits,

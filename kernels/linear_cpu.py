@@ -103,7 +103,7 @@ class Weight:
         It multiplies by the reciprocal of `out_scale`: about one tie in a million goes the other
         way.
         """
-        if self._packed is None:
+        if self._packed is None or activation == "elu":
             return None
         qparams = out_scale, out_zero_point
         return self._onednn(x, zero_point, multiplier, bias, activation, *qparams)

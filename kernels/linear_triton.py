@@ -22,6 +22,7 @@ from gnnfx.kernels.codes_triton import (
     reject_strided,
     store_rows,
 )
+from gnnfx.kernels.epilogue import ACTIVATIONS
 
 
 @triton.jit
@@ -58,7 +59,7 @@ def _quantized_linear(
     BITS: tl.constexpr,
     WEIGHT_BITS: tl.constexpr,
     OUT_BITS: tl.constexpr,
-    RELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -83,7 +84,7 @@ def _quantized_linear(
     if row_scale_ptr is not None:
         multiplier *= tl.load(row_scale_ptr + rows, mask=row_mask, other=0.0)[:, None]
     y = acc.to(tl.float32) * multiplier
-    y = add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, num_outs, RELU)
+    y = add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, num_outs, ACTIVATION)
     store_rows(
         out_ptr,
         y,
@@ -168,7 +169,7 @@ def quantized_linear(
         BITS=bits,
         WEIGHT_BITS=weight_bits,
         OUT_BITS=out_bits,
-        RELU=activation == "relu",
+        ACTIVATION=ACTIVATIONS.index(activation),
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=128 if channels >= 128 else 64,

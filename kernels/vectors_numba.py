@@ -93,6 +93,18 @@ for _op in _FLOAT:
     _register_operator(_op)
 
 
+@intrinsic
+def multiply_add(typingctx, left, right, addend):
+    """left * right + addend, rounded once where the CPU can."""
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(left.llvm, [left.llvm] * 3)
+        name = f"llvm.fmuladd.v{left.lanes}f32"
+        return builder.call(builder.module.declare_intrinsic(name, (), kind), args)
+
+    return left(left, right, addend), codegen
+
+
 # Memory.
 
 
@@ -337,18 +349,6 @@ def leaky_relu(typingctx, value, slope):
 
 
 @intrinsic
-def multiply_add(typingctx, left, right, addend):
-    """left * right + addend, rounded once or twice as the CPU does it faster."""
-
-    def codegen(context, builder, sig, args):
-        kind = ir.FunctionType(left.llvm, [left.llvm] * 3)
-        name = f"llvm.fmuladd.v{left.lanes}f32"
-        return builder.call(builder.module.declare_intrinsic(name, (), kind), args)
-
-    return left(left, right, addend), codegen
-
-
-@intrinsic
 def where_positive(typingctx, value, left, right):
     """left where value is positive, else right."""
 
@@ -497,21 +497,68 @@ def interleave(typingctx, even, odd):
     return vector(even, odd), codegen
 
 
-# For attention: rows of floats or codes alike, sums across lanes, exp, and scratch memory.
+# For attention: rows of floats or codes alike, heads side by side, exp, and scratch memory.
 
 
 @intrinsic
-def load_row(typingctx, base, index, like):
-    """Floats from a row that holds the element type of `like`, int8 or float32, from `index` on."""
+def load_steps(typingctx, base, index, zero_point, like):
+    """From entry `index` of a row as floats: float32 values, or int8 codes minus zero_point."""
     stored, vector = Vector(like.element, like.lanes), Vector("f32", like.lanes)
 
     def codegen(context, builder, sig, args):
         size = _I64(1 if like.element == "i8" else 4)
         place = builder.add(args[0], builder.mul(args[1], size))
         value = builder.load(_pointer(builder, place, stored.llvm), align=1, typ=stored.llvm)
-        return builder.sitofp(value, vector.llvm) if like.element == "i8" else value
+        if like.element != "i8":
+            return value
+        codes = builder.sext(value, ir.VectorType(_I32, like.lanes))
+        return builder.sitofp(builder.sub(codes, _splat(builder, args[2], like.lanes)), vector.llvm)
 
-    return vector(types.int64, types.int64, like), codegen
+    return vector(types.int64, types.int64, types.int32, like), codegen
+
+
+@intrinsic
+def spread(typingctx, address, segment, like):
+    """Floats from an address, each in as many lanes as `segment` has: as many as `like` has."""
+    count = like.lanes // segment.lanes
+    vector = Vector("f32", like.lanes)
+
+    def codegen(context, builder, sig, args):
+        few = ir.VectorType(_F32, count)
+        values = builder.load(_pointer(builder, args[0], few), align=1, typ=few)
+        return _shuffle(builder, values, [lane // segment.lanes for lane in range(like.lanes)])
+
+    return vector(types.int64, segment, like), codegen
+
+
+@intrinsic
+def add_segments(typingctx, value, segment):
+    """The sum of each run of as many lanes as `segment` has, in any order."""
+    vector = Vector("f32", value.lanes // segment.lanes)
+
+    def codegen(context, builder, sig, args):
+        total, width = args[0], segment.lanes
+        while width > 1:
+            lanes, width = range(total.type.count), width // 2
+            low = _shuffle(builder, total, [i for i in lanes if i // width % 2 == 0])
+            high = _shuffle(builder, total, [i for i in lanes if i // width % 2 == 1])
+            total = builder.fadd(low, high)
+        return total
+
+    return vector(value, segment), codegen
+
+
+@intrinsic(prefer_literal=True)
+def rotate(typingctx, value, distance):
+    """Each lane gets the one that is so many lanes further, around the end."""
+    if not isinstance(distance, types.IntegerLiteral):
+        return None
+
+    def codegen(context, builder, sig, args):
+        shift, lanes = distance.literal_value, value.lanes
+        return _shuffle(builder, args[0], [(i + shift) % lanes for i in range(lanes)])
+
+    return value(value, distance), codegen
 
 
 @intrinsic
@@ -554,8 +601,12 @@ def exp(typingctx, value):
         def constant(number):
             return ir.Constant(vector, [_F32(number)] * value.lanes)
 
+        kind = ir.FunctionType(vector, [vector] * 3)
+        name = f"llvm.fmuladd.v{value.lanes}f32"
+        fused = builder.module.declare_intrinsic(name, (), kind)
+
         def multiply_add(left, right, addend):
-            return builder.fadd(builder.fmul(left, right), addend)
+            return builder.call(fused, [left, right, addend])
 
         x = args[0]
         tiny = builder.fcmp_ordered("<", x, constant(_LEAST_EXP))

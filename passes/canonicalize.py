@@ -66,6 +66,8 @@ def _same_value(instr: Instr) -> Instr | None:
     if instr.op in _SAME_SHAPE | _CASTS and instr.arg.type == instr.type:
         same_device = instr.fake.device == instr.arg.fake.device
         return _operand(instr.arg) if same_device else None
+    if instr.op == "aten.slice.Tensor" and instr.arg.type == instr.type:
+        return _operand(instr.arg) if instr.args["step"] == 1 else None
     if instr.op in _NEUTRAL and instr.args.get("alpha", 1) == 1:
         left, right = instr.args["self"], instr.args["other"]
         neutral = _NEUTRAL[instr.op]

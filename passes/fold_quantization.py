@@ -170,6 +170,15 @@ def _fold_gatv2(folder: _Folder, attend: Instr) -> Instr | None:
     return folder.rewriter.insert(attend, "quantized_attend_gatv2", *left[:3], *right[:3], *rest)
 
 
+def _fold_dot(folder: _Folder, attend: Instr) -> Instr | None:
+    query, key, value, *rest = attend.args.values()
+    keys, values = folder.codes(key), folder.codes(value)
+    if keys is None or values is None:
+        return None
+    codes = *keys[:3], *values[:3]
+    return folder.rewriter.insert(attend, "quantized_attend_dot", query, *codes, *rest)
+
+
 _FOLDS = {
     "aten.linear.default": _fold_linear,
     "aggregate": _fold_aggregate,
@@ -177,4 +186,5 @@ _FOLDS = {
     "aggregate_messages": _fold_aggregate_messages,
     "attend_gat": _fold_gat,
     "attend_gatv2": _fold_gatv2,
+    "attend_dot": _fold_dot,
 }

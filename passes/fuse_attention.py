@@ -5,22 +5,26 @@
     l: f32[E, 4] = aten.leaky_relu.default(s + d, 0.2)
     w: f32[E, 4] = segment_softmax(l, rowptr)
     y: f32[N, 4, 8] = aggregate(x, rowptr, src, w)
+    z: f32[N, 32] = aten.view.default(y, [-1, 32])
   becomes
-    y: f32[N, 4, 8] = attend_gat(x, a_src, a_dst, rowptr, src, None, 0.2)
+    z: f32[N, 32] = attend_gat(x, a_src, a_dst, rowptr, src, None, 0.2)
 
-and, where the score is att . leaky_relu(x_src[src] + x_dst[dst]), attend_gatv2.
+and, where the score is att . leaky_relu(x_src[src] + x_dst[dst]), attend_gatv2; where it is
+query[dst] . key[src] (see `attention_scores`), attend_dot.  A mean over heads is part of the op.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from gnnfx.ir.patterns import is_destination, is_param
+from gnnfx.ir.patterns import RESHAPES, is_param, sole_user
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
+from gnnfx.passes.attention_scores import Frame, Scores, match_scores, unsorted_frame
 
-Fused = tuple[str, tuple[Any, ...]]
+# Places of the arguments that have an axis of heads.
+_HEADED = {"attend_gat": (0, 1, 2), "attend_gatv2": (0, 1, 2), "attend_dot": (0, 1, 2, 5)}
 
 
 class FuseAttention(Pass):
@@ -34,83 +38,80 @@ class FuseAttention(Pass):
         rewriter = Rewriter(program, self.name)
         for aggregate in rewriter.program.find("aggregate"):
             weight = aggregate.args["weight"]
-            if weight is None or weight.op != "segment_softmax":
-                continue
-            match match_attention(aggregate, weight.arg):
-                case (op, args):
-                    given = [_matrix(rewriter, aggregate, a) if is_param(a) else a for a in args]
-                    rewriter.replace(aggregate, rewriter.insert(aggregate, op, *given))
-                case str(reason):
-                    ctx.missed(aggregate, reason)
+            if weight is not None and weight.op == "segment_softmax":
+                match match_attention(aggregate, weight.arg):
+                    case (op, args):
+                        _replace(rewriter, aggregate, op, list(args))
+                    case str(reason):
+                        ctx.missed(aggregate, reason)
+            elif (frame := unsorted_frame(aggregate)) is not None:
+                match match_scores(frame):
+                    case ("attend_dot", (query, key, value, _, _, edge, _, scale)):
+                        rowptr, src, perm = _by_destination(rewriter, aggregate, frame)
+                        given = [query, key, value, rowptr, src, edge, perm, scale]
+                        _replace(rewriter, aggregate, "attend_dot", given)
+                    case str(reason):
+                        ctx.missed(aggregate, reason)
         return rewriter.finish()
 
 
-def match_attention(aggregate: Instr, logits: Instr) -> Fused | str:
+def match_attention(aggregate: Instr, logits: Instr) -> Scores | str:
     """The attention op and arguments that a softmax-weighted `aggregate` is, or why it is none."""
-    if aggregate.args["reduce"] != "sum" or len(aggregate.shape) != 3:
+    args = aggregate.args
+    if args["reduce"] != "sum" or len(aggregate.shape) - len(logits.shape) != 1:
         return "attention weights are used for something else than a sum per head"
-    if logits.op == "aten.leaky_relu.default":
-        return _gat(aggregate, logits)
-    if logits.op == "aten.sum.dim_IntList":
-        return _gatv2(aggregate, logits)
-    return f"logits come from {logits.op}, which is neither GAT's nor GATv2's score"
+    taken = [k for k in ("row_scale", "self_weight", "bias", "residual") if args[k] is not None]
+    if taken or args["activation"] != "none":
+        return f"the sum is finished with {', '.join(taken) or args['activation']} already"
+    return match_scores(Frame(logits, args["x"], None, args["src"], args["rowptr"]))
 
 
-def _gat(aggregate: Instr, logits: Instr) -> Fused | str:
-    x, rowptr, src = (aggregate.args[k] for k in ("x", "rowptr", "src"))
-    terms, a_src, a_dst, a_edge = _terms(logits.arg), None, None, None
-    for term in terms:
-        if term.op == "gather" and term.args["index"] == src and a_src is None:
-            a_src = term.arg
-        elif term.op == "gather" and is_destination(term.args["index"], rowptr) and a_dst is None:
-            a_dst = term.arg
-        elif a_edge is None:
-            a_edge = term
-        else:
-            return "the score has more than a source, a destination and an edge term"
-    if a_src is None or a_dst is None:
-        return "the score lacks a source or a destination term"
-    slope = logits.args["negative_slope"]
-    return "attend_gat", (x, a_src, a_dst, rowptr, src, a_edge, slope)
+def _by_destination(rewriter: Rewriter, before: Instr, frame: Frame) -> list[Instr]:
+    """rowptr, src and perm of edges that are not sorted yet."""
+    csr = rewriter.insert(before, "compress", frame.src, frame.dst, frame.num_rows)
+    return [rewriter.insert(before, "getitem", csr, i) for i in range(3)]
 
 
-def _gatv2(aggregate: Instr, logits: Instr) -> Fused | str:
-    x, rowptr, src = (aggregate.args[k] for k in ("x", "rowptr", "src"))
-    product = logits.arg
-    if logits.args["dim"] != [-1] or logits.args["keepdim"] or product.op != "aten.mul.Tensor":
-        return "the score is not a dot product with an attention vector"
-    hidden, att = product.args["self"], product.args["other"]
-    if is_param(hidden):
-        hidden, att = att, hidden
-    if not is_param(att) or hidden.op != "aten.leaky_relu.default":
-        return "the score is not a dot product of a leaky ReLU with a parameter"
-    x_dst = None
-    for term in (terms := _terms(hidden.arg)):
-        if term.op == "gather" and term.args["index"] == src and term.arg == x:
-            continue
-        if (
-            term.op != "gather"
-            or not is_destination(term.args["index"], rowptr)
-            or x_dst is not None
-        ):
-            return "the score has other terms than x_src[src] + x_dst[dst]"
-        x_dst = term.arg
-    if x_dst is None or len(terms) != 2:
-        return "the score has other terms than x_src[src] + x_dst[dst]"
-    slope = hidden.args["negative_slope"]
-    return "attend_gatv2", (x, x_dst, att, rowptr, src, slope)
+def _replace(rewriter: Rewriter, aggregate: Instr, op: str, args: list[Any]) -> None:
+    """Put the attention op in place of the aggregate and of what joins or averages its heads."""
+    last, mean = _joined(aggregate)
+    single = len(aggregate.shape) == 2
+    for place in _HEADED[op]:
+        value = args[place]
+        if value is not None and (single or is_param(value)):
+            args[place] = _with_heads(rewriter, aggregate, value, op == "attend_gat" and place > 0)
+    rows = rewriter.insert(last, op, *args, mean_heads=mean or None, like=aggregate)
+    if last is aggregate and not single:
+        size = [-1, *aggregate.shape[1:]]
+        rows = rewriter.insert(last, "aten.view.default", rows, size, like=aggregate)
+    rewriter.replace(last, rows)
 
 
-def _matrix(rewriter: Rewriter, before: Instr, attention: Instr) -> Instr:
-    """The attention vector as [H, C], which models keep as [1, H, C]."""
-    shape = list(attention.shape[-2:])
-    return rewriter.insert(before, "aten.view.default", attention, shape)
+def _with_heads(rewriter: Rewriter, before: Instr, value: Instr, is_score: bool) -> Instr:
+    """Rows or scores of a single head with an axis for it; a parameter [1, H, C] without its 1."""
+    if is_param(value):
+        size = list(value.shape[-2:]) if len(value.shape) > 1 else [1, *value.shape]
+    else:
+        size = [-1, 1] if is_score else [-1, 1, value.shape[-1]]
+    return rewriter.insert(before, "aten.view.default", value, size)
 
 
-def _terms(value: Instr) -> list[Instr]:
-    """The summands of nested additions."""
-    if value.op == "aten.add.Tensor" and value.args["alpha"] == 1:
-        left, right = value.args["self"], value.args["other"]
-        if isinstance(left, Instr) and isinstance(right, Instr):
-            return [*_terms(left), *_terms(right)]
-    return [value]
+def _joined(aggregate: Instr) -> tuple[Instr, bool]:
+    """The instruction that makes [N, H * C] or the mean [N, C] of the heads, and whether it is one.
+
+    The aggregate itself if its heads are read as they are.
+    """
+    user = sole_user(aggregate)
+    if user is None or len(aggregate.shape) == 2:
+        return aggregate, False
+    rows, heads, channels = aggregate.shape
+    if user.op in RESHAPES and user.shape == (rows, _product(heads, channels)):
+        return user, False
+    if user.op == "aten.mean.dim" and user.args["dim"] in ([1], [-2]):
+        plain = not user.args["keepdim"] and user.dtype == aggregate.dtype
+        return (user, True) if plain else (aggregate, False)
+    return aggregate, False
+
+
+def _product(heads: Any, channels: Any) -> Any:
+    return heads * channels if isinstance(heads, int) and isinstance(channels, int) else None

@@ -1,4 +1,4 @@
-"""Let aggregates and quantized layers finish their rows: self term, bias, residual, ReLU.
+"""Let aggregates and quantized layers finish their rows: self term, bias, residual, ReLU or ELU.
 
     a: f32[N, 8] = aggregate(x, rowptr, src)
     b: f32[N, 8] = aten.add.Tensor(a, bias)
@@ -32,6 +32,8 @@ _OPS = {
     "quantized_aggregate_messages",
     "quantized_linear",
 }
+_ATTENTION = {"attend_gat", "attend_gatv2", "attend_dot"}
+_OPS |= _ATTENTION | {f"quantized_{op}" for op in _ATTENTION}
 
 
 class FuseEpilogue(Pass):
@@ -69,6 +71,8 @@ def _match(instr: Instr) -> tuple[Instr, dict[str, Any]] | None:
     """The op in front of `instr` and the arguments that make it do what `instr` does."""
     if instr.op == "aten.relu.default" and _open(instr.arg):
         return instr.arg, {"activation": "relu"}
+    if instr.op == "aten.elu.default" and _open(instr.arg) and _is_plain_elu(instr):
+        return instr.arg, {"activation": "elu"}
     if instr.op not in ("aten.add.Tensor", "aten.mul.Tensor") or instr.args.get("alpha", 1) != 1:
         return None
     left, right = instr.args["self"], instr.args["other"]
@@ -81,6 +85,10 @@ def _match(instr: Instr) -> tuple[Instr, dict[str, Any]] | None:
         if change is not None:
             return producer, change
     return None
+
+
+def _is_plain_elu(instr: Instr) -> bool:
+    return all(instr.args[k] == 1 for k in ("alpha", "scale", "input_scale"))
 
 
 def _open(value: Any) -> bool:

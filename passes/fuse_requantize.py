@@ -17,7 +17,14 @@ from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Pass, PassContext
 
-_PRODUCERS = {"quantized_linear", "quantized_aggregate", "quantized_aggregate_many"}
+_PRODUCERS = {
+    "quantized_linear",
+    "quantized_aggregate",
+    "quantized_aggregate_many",
+    "quantized_attend_gat",
+    "quantized_attend_gatv2",
+    "quantized_attend_dot",
+}
 
 
 class FuseRequantize(Pass):

@@ -30,6 +30,7 @@ _OPERANDS = {
     "aggregate_messages": ("x",),
     "attend_gat": ("x",),
     "attend_gatv2": ("x_src", "x_dst"),
+    "attend_dot": ("key", "value"),
 }
 # Below this many outputs, turning a float input into codes moves more bytes than the integer
 # product saves: 6 bytes a channel against 2 * outputs operations at a quarter of the float time.
@@ -77,6 +78,8 @@ def _operands(site: Instr) -> list[tuple[Instr, str]]:
     """The arguments that `site` reads codes from, with the instructions they belong to."""
     operands = [(site, operand) for operand in _OPERANDS[site.op]]
     match _attention(site):
+        case ("attend_dot", (_, key, *_)):
+            operands += [(gather, "x") for gather in key.users if gather.op == "gather"]
         case ("attend_gatv2", (x_src, x_dst, *_)):
             # In training, scores and sum are instructions of their own that share their codes.
             gathers = [u for x in (x_src, x_dst) for u in x.users if u.op == "gather"]
@@ -86,12 +89,17 @@ def _operands(site: Instr) -> list[tuple[Instr, str]]:
 
 def _attention(aggregate: Instr) -> tuple[str, tuple[Any, ...]] | str | None:
     """The attention op that an aggregate per head is a part of, why it is none, or None."""
-    if aggregate.op != "aggregate" or len(aggregate.shape) != 3:
+    if aggregate.op != "aggregate":
         return None
     weight = aggregate.args["weight"]
     while weight is not None and weight.op == "dropout":
         weight = weight.arg
-    if weight is None or weight.op != "segment_softmax":
+    known = weight is not None and weight.op == "segment_softmax"
+    if len(aggregate.shape) != 3:
+        # One head without an axis of its own, or else a weighted sum like any other.
+        found = match_attention(aggregate, weight.arg) if known else None
+        return None if isinstance(found, str) else found
+    if not known:
         return "messages have heads, and their weights are no softmax of a known score"
     return match_attention(aggregate, weight.arg)
 

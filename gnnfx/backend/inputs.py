@@ -288,7 +288,7 @@ def _indexed(instr: Instr) -> Iterator[tuple[Instr, Any]]:
         if isinstance(count, (int, str)):
             yield args["index" if instr.op == "scatter" else "dst"], count
     elif "src" in args:
-        yield args["src"], args["x_src" if "x_src" in args else "x"].shape[0]
+        yield args["src"], args[next(k for k in ("x", "x_src", "value") if k in args)].shape[0]
 
 
 def _sources(index: Instr) -> Iterator[tuple[str, int | None]]:

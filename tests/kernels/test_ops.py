@@ -183,7 +183,7 @@ COSTS: list[tuple[str, Callable[[], tuple[Any, ...]], int, int]] = [
             *(_floats(2, 5), *_graph()),
         ),
         19 * 2 * (6 + 30),
-        19 * 10 + 70 + 40 + CSR_BYTES + 4 * 70,
+        19 * 10 + 70 + 16 + 40 + CSR_BYTES + 4 * 70,
     ),
 ]
 

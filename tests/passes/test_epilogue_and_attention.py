@@ -116,7 +116,7 @@ program gatv2(x: f32[N, 2, 4], z: f32[N, 2, 4], i: i64[E], j: i64[E])
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        pytest.param("leaky_relu.default(a, 0.1)", "tanh.default(a)", "neither GAT", id="score"),
+        pytest.param("leaky_relu.default(a, 0.1)", "tanh.default(a)", "no known score", id="score"),
         pytest.param("gather(t, dst)", "gather(t, src)", "lacks", id="no-destination"),
         pytest.param("rowptr, src, w)", "rowptr, src, w, 'mean')", "sum per head", id="mean"),
     ],
@@ -125,3 +125,85 @@ def test_other_attention_stays_and_says_why(old: str, new: str, reason: str) -> 
     before, after, ctx = rewrite(FuseAttention(), GAT.replace(old, new))
     assert after is before
     assert reason in ctx.remarks[0].text
+
+
+DOT = """\
+program dot(q: f32[N, 2, 4], k: f32[N, 2, 4], v: f32[N, 2, 4], i: i64[E], j: i64[E])
+  n: int[N] = aten.sym_size.int(q, 0)
+  c: (i32[N + 1], i32[E], i32[E]) = compress(i, j, n)
+  rowptr: i32[N + 1] = getitem(c, 0)
+  src: i32[E] = getitem(c, 1)
+  perm: i32[E] = getitem(c, 2)
+  dst: i64[E] = gather(j, perm)
+  g: f32[E, 2, 4] = gather(q, dst)
+  h: f32[E, 2, 4] = gather(k, src)
+  m: f32[E, 2, 4] = aten.mul.Tensor(g, h)
+  s: f32[E, 2] = aten.sum.dim_IntList(m, [-1])
+  l: f32[E, 2] = aten.div.Tensor(s, 2.0)
+  w: f32[E, 2] = segment_softmax(l, rowptr)
+  a: f32[N, 2, 4] = aggregate(v, rowptr, src, w)
+  y: f32[N, 8] = aten.view.default(a, [-1, 8])
+  return (y,)
+"""
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_dot_product_attention_joins_or_averages_its_heads(mean: bool) -> None:
+    text = DOT
+    if mean:
+        text = DOT.replace(
+            "y: f32[N, 8] = aten.view.default(a, [-1, 8])", "y: f32[N, 4] = aten.mean.dim(a, [1])"
+        )
+    before, after, _ = rewrite(FuseAttention(), text)
+    attend = next(after.find("attend_dot"))
+    assert (attend.args["score_scale"], attend.args["mean_heads"]) == (0.5, mean)
+    assert not {"aggregate", "aten.view.default", "aten.mean.dim"} & set(body(after))
+    check_values(before, after, *(torch.randn(5, 2, 4) for _ in range(3)), *edges(5, 17))
+    check_second_run(FuseAttention(), after)
+
+
+def test_a_single_head_needs_no_axis() -> None:
+    text = (
+        DOT.replace(", 2, 4]", ", 8]")
+        .replace("[E, 2]", "[E]")
+        .replace("= aten.view.default(a, [-1, 8])", "= aten.relu.default(a)")
+    )
+    before, after, _ = rewrite(FuseAttention(), text)
+    assert "attend_dot" in body(after)
+    check_values(before, after, *(torch.randn(5, 8) for _ in range(3)), *edges(5, 17))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        pytest.param("gather(q, dst)", "gather(q, src)", "a destination's row", id="sources"),
+        pytest.param("m, [-1])", "m, [-2])", "over the channels", id="heads"),
+    ],
+)
+def test_other_products_stay_and_say_why(old: str, new: str, reason: str) -> None:
+    text = DOT.replace(old, new).replace("[-1, 8]", "[-1, 8]")
+    if "-2" in new:
+        text = text.replace("[N, 2, 4]", "[N, 4, 4]").replace("[E, 2, 4]", "[E, 4, 4]")
+        text = text.replace("f32[E, 2]", "f32[E, 4]").replace("y: f32[N, 8]", "y: f32[N, 16]")
+        text = text.replace("[-1, 8]", "[-1, 16]")
+    before, after, ctx = rewrite(FuseAttention(), text)
+    assert after is before
+    assert reason in ctx.remarks[0].text
+
+
+def test_attention_finishes_its_rows() -> None:
+    text = """\
+program finish(x: f32[N, 2, 4], s: f32[N, 2], rowptr: i32[N + 1], src: i32[E], r: f32[N, 8])
+  b: f32[8] = param('bias')
+  a: f32[N, 8] = attend_gat(x, s, s, rowptr, src)
+  u: f32[N, 8] = aten.add.Tensor(a, b)
+  v: f32[N, 8] = aten.add.Tensor(u, r)
+  y: f32[N, 8] = aten.elu.default(v)
+  return (y,)
+"""
+    before, after, _ = rewrite(FuseEpilogue(), text)
+    assert body(after) == ["attend_gat"]
+    assert next(after.find("attend_gat")).args["activation"] == "elu"
+    rowptr, src, _ = torch.ops.gnnfx.compress(*edges(5, 17), 5)
+    values = torch.randn(5, 2, 4), torch.randn(5, 2), rowptr, src, torch.randn(5, 8)
+    check_values(before, after, *values)
