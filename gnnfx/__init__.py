@@ -7,6 +7,7 @@ opt(x, edge_index)
 from gnnfx import errors
 from gnnfx.api import optimize
 from gnnfx.artifact import load, save
+from gnnfx.backend.input_codes import InputCodes
 from gnnfx.backend.module import OptimizedModule
 from gnnfx.backend.prepared import PreparedModule
 from gnnfx.bisect import bisect
@@ -21,6 +22,7 @@ from gnnfx.training_policy import Training
 __all__ = [
     "Bits",
     "Compressed",
+    "InputCodes",
     "OptimizedModule",
     "Policy",
     "PreparedModule",

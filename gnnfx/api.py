@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import gnnfx.kernels  # noqa: F401  (registers every op)
-from gnnfx.agreement import disagreement, is_as_exact
 from gnnfx.backend.call import Call
 from gnnfx.backend.module import KeptModel, OptimizedModule
 from gnnfx.backend.prepared import captured, said_of
 from gnnfx.calibrate import calibrate
 from gnnfx.errors import (
-    AssumptionError,
     CalibrationError,
     InputError,
     MismatchError,
     PolicyError,
     TraceError,
+    UnstableError,
 )
 from gnnfx.fallback import Limit, fall_back
-from gnnfx.frontend.signature import as_call, flatten, input_name, map_atoms
+from gnnfx.frontend.signature import as_call, flatten, input_name
 from gnnfx.frontend.trace import Traced, frozen_copy
 from gnnfx.ir.program import Program
-from gnnfx.pass_manager import AfterEach, Pass, PassContext, PassManager
+from gnnfx.pass_manager import AfterEach, Pass, PassContext, PassManager, Site
 from gnnfx.passes.choose_qparams import ChooseQparams
 from gnnfx.passes.fold_quantization import FoldQuantization
 from gnnfx.pipeline import FLOAT_FACTS, float_passes, lower_passes, observe_passes, quantize_passes
 from gnnfx.policy import Policy, as_policy
 from gnnfx.report import Report
 from gnnfx.rounding import compare
+from gnnfx.tune import keep_fastest
+from gnnfx.verify_outputs import verify_outputs
 
 _ROWS_LOOKED_AT = 1000
 
@@ -48,6 +49,7 @@ def optimize(
     calibration: Iterable[Any] | None = None,
     max_drop: float | None = None,
     metric: Callable[[nn.Module], Any] | None = None,
+    tune: bool = False,
 ) -> OptimizedModule:
     """A module that does what `model` does in eval mode, in less time and memory.
 
@@ -60,6 +62,8 @@ def optimize(
     metric, max_drop: a function that gives a number for a module that is called as the model is,
         the higher the better, and how far it may fall below the model's own.  Layers whose integers
         cost too much get more bits or stay float32, see `gnnfx.fallback`; `report.trials` tells.
+    tune: time alternatives on the example and keep the fastest, the model itself among them;
+        `report.tuned` tells.  Needs an example, and takes some seconds a layer.
 
     Submodules that cannot be captured, or the whole model, run as they are and are named in the
     report with the reason; so does a model in another precision that the passes cannot take.
@@ -70,6 +74,9 @@ def optimize(
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     limit = _limit(max_drop, metric)
+    if tune and (limit is not None or (example_inputs is None and example_kwargs is None)):
+        lacks = "no example_inputs" if limit is None else "max_drop, too"
+        raise InputError(f"tune=True times calls with example_inputs and no max_drop, got {lacks}")
     ctx = PassContext(as_policy(policy))
     name = policy if isinstance(policy, str) else "custom"
     if (precision := _other_precision(model)) and ctx.policy != Policy():
@@ -82,6 +89,8 @@ def optimize(
         if ctx.policy.quantize is not None:
             raise
         return KeptModel(frozen_copy(model), Report.of_kept(name, _tensors(model), str(error)))
+    if tune and precision is None:
+        return _tuned(model, traced, ctx, name, calibration)
     if limit is None:
         return _compile(model, traced, ctx, name, calibration)
     samples = None if calibration is None else list(_listed(calibration))
@@ -120,11 +129,33 @@ def _compile(
     except (RuntimeError, ValueError) as error:
         reason = _other_precision(model)
         if reason is None and isinstance(error, MismatchError):
-            reason = _capture_differs(model, traced)
+            reason = _why_it_differs(model, traced, error)
         if reason is None or ctx.policy.quantize is not None:
             raise
         return KeptModel(frozen_copy(model), Report.of_kept(name, _tensors(model), reason))
     return _module(model, traced, program, ctx, name)
+
+
+def _tuned(
+    model: nn.Module,
+    traced: Traced,
+    ctx: PassContext,
+    name: str,
+    calibration: Iterable[Any] | None,
+) -> OptimizedModule:
+    """The fastest module of the policy in `ctx` on the example, or the model as it is."""
+    samples = None if calibration is None else list(_listed(calibration))
+
+    def build(declined: frozenset[Site]) -> tuple[OptimizedModule, tuple[Site, ...]]:
+        remarks = list(ctx.remarks)
+        again = replace(ctx, declined=declined, choices=[], ranges={}, masks={}, remarks=remarks)
+        program = run_passes(model, traced, again, samples)
+        return _module(model, traced, program, again, name), tuple(again.choices)
+
+    def kept(reason: str) -> Report:
+        return Report.of_kept(name, _tensors(model), reason)
+
+    return keep_fastest(frozen_copy(model), build, as_call(traced.example), kept)
 
 
 def _module(
@@ -144,12 +175,14 @@ def _other_precision(model: nn.Module) -> str | None:
     return None
 
 
-def _capture_differs(model: nn.Module, traced: Traced) -> str | None:
-    """How the captured program, before any pass, differs from the model, or None."""
+def _why_it_differs(model: nn.Module, traced: Traced, error: MismatchError) -> str | None:
+    """What else than a fault of the passes explains `error`, or None."""
+    if isinstance(error, UnstableError):
+        return str(error)
     try:
         verify_outputs(model, traced, traced.program)
-    except MismatchError as error:
-        return f"capturing the model does not reproduce it: {error}"
+    except MismatchError as captured:
+        return f"capturing the model does not reproduce it: {captured}"
     return None
 
 
@@ -189,7 +222,9 @@ def _run_float_passes(
 ) -> Program:
     program = PassManager(float_passes(ctx.policy)).run(traced.program, ctx, after_each=after_each)
     if ctx.policy.quantize is not None:
-        verify_outputs(model, traced, program, ctx.masks)
+        # Where rounding to float32 decides, nothing can be said about rounding to integers.
+        with contextlib.suppress(UnstableError):
+            verify_outputs(model, traced, program, ctx.masks)
     return program
 
 
@@ -288,50 +323,3 @@ def _leaves(traced: Traced, sample: Any, number: int) -> tuple[Any, ...]:
                 f"calibration[{number}]: argument {name!r} holds NaN or Inf; expected finite values"
             )
     return tuple(given[name] for name in traced.leaves)
-
-
-def verify_outputs(
-    model: nn.Module, traced: Traced, program: Program, masks: Mapping[str, Tensor] | None = None
-) -> None:
-    """Compare a float program with the model, masked, on graphs of several sizes."""
-    eager = frozen_copy(model)
-    for named in (eager.named_parameters, eager.named_buffers):
-        for name, tensor in named(remove_duplicate=False):
-            if masks and name in masks:
-                tensor.mul_(masks[name])
-    for inputs in traced.checks:
-        leaves = flatten(inputs)
-        with torch.no_grad():
-            args, kwargs = as_call(inputs)
-            expected = pytree.tree_leaves(eager(*args, **kwargs))
-            try:
-                got = program.run(*(leaves[name] for name in traced.leaves))
-            except AssumptionError:
-                continue
-        exact: list[Any] | None = None
-        for number, (want, have) in enumerate(zip(expected, got, strict=True)):
-            if not isinstance(want, Tensor) or (gap := disagreement(want, have)) is None:
-                continue
-            exact = exact or _in_float64(eager, inputs)
-            if exact is not None and is_as_exact(exact[number], want, have):
-                continue
-            source = program.returned[number]
-            raise MismatchError(
-                f"output {number} of {type(model).__name__} {gap} after optimization, at "
-                f"{source.name} of module {source.module or '(top)'!r}; this is a fault of gnnfx, "
-                f"please report it"
-            )
-
-
-def _in_float64(model: nn.Module, inputs: dict[str, Any]) -> list[Any] | None:
-    """What `model` gives when it rounds to float64, or None if it computes in float32 alone."""
-
-    def double(value: Any) -> Any:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    args, kwargs = as_call(map_atoms(double, inputs))
-    try:
-        with torch.no_grad():
-            return pytree.tree_leaves(frozen_copy(model).double()(*args, **kwargs))
-    except Exception:  # whatever a model's own code raises on another dtype
-        return None

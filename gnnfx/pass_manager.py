@@ -37,31 +37,59 @@ class Remark:
     done: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A rewrite that can be left out: of which pass, in which module of the model."""
+
+    pass_name: str
+    module: str
+
+    def __str__(self) -> str:
+        return f"{self.pass_name} at {self.module or '(top)'}"
+
+
 @dataclass
 class PassContext:
     """What passes share in one run.
 
     ranges: observed (lowest, highest) of each observed value, by observer name.
     qparams: scale and zero point of each observed value that training has found, by observer name.
+    degree_scales: factor of the rows of each bucket of in-degrees that training has found, by
+        observer name.
     weight_scales: step of each output channel [O] that training has found, by weight name.
     densities: share of values that are not zero in each input of the user's example.
     example: inputs of the program from the user's example, or None if there was none.
     gradients: gradients that the user's model holds, by parameter name.
     masks: which values of each pruned tensor stay, by tensor name.
     figures: what rounding does to the first calibration sample, if there was one.
+    declined: rewrites that shall be left out.
+    choices: rewrites that could be left out, as passes come upon them.
     """
 
     policy: Policy = field(default_factory=Policy)
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     qparams: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    degree_scales: dict[str, Tensor] = field(default_factory=dict)
     weight_scales: dict[str, Tensor] = field(default_factory=dict)
     densities: dict[str, float] = field(default_factory=dict)
     example: tuple[Any, ...] | None = None
     gradients: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     figures: Figures | None = None
+    declined: frozenset[Site] = frozenset()
+    choices: list[Site] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
     pass_name: str = ""
+
+    def allows(self, instr: Instr) -> bool:
+        """Whether a rewrite at `instr` that may be left out shall be done; declares that it may."""
+        site = Site(self.pass_name, instr.module)
+        if site in self.declined:
+            self.missed(instr, "measured faster without")
+            return False
+        if site not in self.choices:
+            self.choices.append(site)
+        return True
 
     def did(self, instr: Instr, text: str) -> None:
         """Remember something that was done at `instr`."""

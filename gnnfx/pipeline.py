@@ -10,6 +10,7 @@ from gnnfx.passes.drop_unit_axes import DropUnitAxes
 from gnnfx.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from gnnfx.passes.fold_attention_scores import FoldAttentionScores
 from gnnfx.passes.fold_batch_norm import FoldBatchNorm
+from gnnfx.passes.fold_channel_scale import FoldChannelScale
 from gnnfx.passes.fold_constants import FoldConstants
 from gnnfx.passes.fold_quantization import FoldQuantization
 from gnnfx.passes.fuse_aggregate import FuseAggregate
@@ -19,7 +20,9 @@ from gnnfx.passes.fuse_epilogue import FuseEpilogue
 from gnnfx.passes.fuse_messages import FuseMessages
 from gnnfx.passes.fuse_reductions import FuseReductions
 from gnnfx.passes.fuse_requantize import FuseRequantize
+from gnnfx.passes.fuse_self_loops import FuseSelfLoops
 from gnnfx.passes.insert_observers import InsertObservers
+from gnnfx.passes.lower_degrees import LowerDegrees
 from gnnfx.passes.lower_linear import LowerLinear
 from gnnfx.passes.observe_as_paper import ObserveAsPaper
 from gnnfx.passes.protect_nodes import ProtectNodes
@@ -27,6 +30,8 @@ from gnnfx.passes.prune import Prune
 from gnnfx.passes.prune_channels import PruneChannels
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
+from gnnfx.passes.remark_input_reads import RemarkInputReads
+from gnnfx.passes.scale_by_degree import ScaleByDegree
 from gnnfx.passes.select_csr_linear import SelectCsrLinear
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
 from gnnfx.passes.separate_norm import SeparateNorm
@@ -68,13 +73,21 @@ def float_passes(policy: Policy) -> list[Pass]:
 
 
 def lower_passes() -> list[Pass]:
-    """What is left in float, in the form that runs fastest."""
-    return [SelectCsrLinear(), FuseEdgeMlp(), LowerLinear(), FuseEpilogue()]
+    """What is left in float, and what is computed of the graph, in the form that runs fastest."""
+    return [
+        SelectCsrLinear(),
+        FuseEdgeMlp(),
+        LowerLinear(),
+        FuseEpilogue(),
+        SeparateNorm(sources=False),
+        LowerDegrees(),
+        FuseSelfLoops(),
+    ]
 
 
 def observe_passes() -> list[Pass]:
     """From a float program to one whose integer inputs are marked for calibration."""
-    return [SeparateNorm(), EliminateCommonSubexpressions(), InsertObservers()]
+    return [SeparateNorm(), EliminateCommonSubexpressions(), InsertObservers(), ScaleByDegree()]
 
 
 def quantize_passes() -> list[Pass]:
@@ -83,9 +96,11 @@ def quantize_passes() -> list[Pass]:
         ChooseQparams(),
         EliminateCommonSubexpressions(),
         FoldQuantization(),
+        FoldChannelScale(),
         FuseEdgeMlp(),
         FuseEpilogue(),
         FuseRequantize(),
+        RemarkInputReads(),
     ]
 
 

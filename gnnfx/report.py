@@ -17,6 +17,7 @@ from gnnfx.figures import Figures, draw
 from gnnfx.ir.program import Program
 from gnnfx.pass_manager import Remark
 from gnnfx.trials import Trials
+from gnnfx.tuned import Tuned
 
 _COMPUTE = (
     "aten.linear.default",
@@ -61,6 +62,7 @@ class Report:
     kept: paths of submodules that run as they were ('' for the whole model), and why.
     trials: what was tried to keep a metric, where one was given.
     figures: what rounding does to the first calibration sample, where there was one.
+    tuned: alternatives that were timed on the example, where that was asked for.
     """
 
     policy: str
@@ -70,6 +72,7 @@ class Report:
     kept: tuple[tuple[str, str], ...] = ()
     trials: Trials | None = None
     figures: Figures | None = None
+    tuned: Tuned | None = None
 
     @staticmethod
     def of(
@@ -141,8 +144,9 @@ class Report:
         kept = tuple((path, reason) for path, reason in data["kept"])
         trials = data.get("trials") and Trials.from_dict(data["trials"])
         figures = data.get("figures") and Figures.from_dict(data["figures"])
+        tuned = data.get("tuned") and Tuned.from_dict(data["tuned"])
         rest = {"layers": layers, "kept": kept, "trials": trials, "figures": figures}
-        return Report(**{**data, **rest})
+        return Report(**{**data, **rest, "tuned": tuned})
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw figures and trials to a .png, .pdf or .svg; see `gnnfx.figures.draw`."""
@@ -158,6 +162,8 @@ class Report:
             console.print(self.table())
             if self.trials is not None:
                 console.print(self.trials.table())
+            if self.tuned is not None:
+                console.print(self.tuned.table())
         return capture.get()
 
 

@@ -117,10 +117,11 @@ def aggregate_cost(
     """Each edge reads a row of x and does one or two operations a channel; rows are written."""
     num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
     channels = x.shape[1:].numel()
-    gathered = (edges + (num_rows if self_weight is not None else 0)) * channels * 4
-    read = num_bytes(rowptr, src, weight, row_scale, self_weight, bias, residual)
+    gathered = edges * channels * 4
+    own = num_rows * channels * 4 if self_weight is not None else 0
+    read = num_bytes(rowptr, src, weight, row_scale, self_weight, bias, residual) + own
     flops = edges * channels * (1 if weight is None else 2)
-    return Cost(flops, gathered + read + 4 * num_rows * channels)
+    return Cost(flops, gathered + read + 4 * num_rows * channels, gathered)
 
 
 def aggregate_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
@@ -275,11 +276,13 @@ def quantized_aggregate_cost(
 ) -> Cost:
     """Each edge reads a row of codes and does one or two operations a channel."""
     num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
-    gathered = (edges + (num_rows if self_weight is not None else 0)) * x.shape[1]
-    read = num_bytes(rowptr, src, weight, scale, zero_point, weight_scale, row_scale, self_weight)
+    gathered = edges * x.shape[1]
+    read = num_rows * x.shape[1] if self_weight is not None else 0
+    read += num_bytes(rowptr, src, weight, scale, zero_point, weight_scale, row_scale, self_weight)
     read += num_bytes(bias, residual, out_scale, out_zero_point)
     flops = edges * channels * (1 if weight is None else 2)
-    return Cost(flops, gathered + read + result_bytes(num_rows, channels, out_scale, out_bits))
+    moved = gathered + read + result_bytes(num_rows, channels, out_scale, out_bits)
+    return Cost(flops, moved, gathered)
 
 
 def quantized_aggregate_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
@@ -321,9 +324,21 @@ def quantized_aggregate_samples(device: str = "cpu") -> Iterator[tuple[object, .
             bits=bits,
             out_bits=(8, 8, 8, 4, 2)[i % 5],
         )
+    rows, rowptr, src = graphs[-1]
+    for bits, channels in [(4, 40), (2, 128), (2, 40), (2, 16), (2, 4)]:
+        yield arguments(
+            quantized_aggregate_reference,
+            codes(bits, rows, channels),
+            *sample_qparams(0.043, 1, device),
+            rowptr,
+            src,
+            channels,
+            reduce="sum" if channels == 40 else "mean",
+            bits=bits,
+        )
     # The greatest sums: every code and weight at the end of its range, on a hub.
     rows, rowptr, src = graphs[5]
-    for bits, channels in [(8, 128), (4, 40), (4, 128), (2, 7)]:
+    for bits, channels in [(8, 128), (4, 40), (4, 128), (2, 7), (2, 64)]:
         low, high = code_range(bits)
         extreme = pack(torch.full((rows, channels), low, dtype=torch.int8), bits).to(device)
         weights = torch.full((src.shape[0],), -128, dtype=torch.int8, device=device)

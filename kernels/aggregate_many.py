@@ -111,8 +111,9 @@ def aggregate_many_cost(
     """Each edge reads a row of x and does an operation a channel and reduction."""
     num_rows, edges, count = rowptr.shape[0] - 1, src.shape[0], len(names_of(reduces))
     channels = x.shape[1]
-    moved = 4 * channels * (edges + num_rows * count) + num_bytes(rowptr, src, x_dst)
-    return Cost(edges * channels * count, moved)
+    gathered = 4 * channels * edges
+    moved = gathered + 4 * channels * num_rows * count + num_bytes(rowptr, src, x_dst)
+    return Cost(edges * channels * count, moved, gathered)
 
 
 _SAMPLED = ("mean,min,max,std", "max", "var,sum")
@@ -216,7 +217,8 @@ def quantized_aggregate_many_cost(
     num_rows, edges, count = rowptr.shape[0] - 1, src.shape[0], len(names_of(reduces))
     read = num_bytes(rowptr, src, x_dst, scale, zero_point, out_scale, out_zero_point)
     written = result_bytes(num_rows, count * channels, out_scale, out_bits)
-    return Cost(edges * channels * count, edges * x.shape[1] + read + written)
+    gathered = edges * x.shape[1]
+    return Cost(edges * channels * count, gathered + read + written, gathered)
 
 
 def quantized_aggregate_many_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:

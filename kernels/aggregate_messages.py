@@ -165,7 +165,8 @@ def messages_cost(
     flops = edges * channels * terms
     if edge_weight is not None:
         flops += 2 * edges * edge_weight.numel()
-    return Cost(flops, edges * row_bytes + num_bytes(src, edge, edge_weight))
+    gathered = edges * row_bytes
+    return Cost(flops, gathered + num_bytes(src, edge, edge_weight), gathered)
 
 
 def aggregate_messages_cost(
@@ -189,7 +190,7 @@ def aggregate_messages_cost(
     cost = messages_cost(channels, 4 * channels, src, edge, edge_weight)
     used = None if edge is None else perm
     read = num_bytes(rowptr, used, x_dst, edge_bias, bias, residual)
-    return Cost(cost.flops, cost.bytes + read + 4 * num_rows * channels)
+    return Cost(cost.flops, cost.bytes + read + 4 * num_rows * channels, cost.gathered)
 
 
 def aggregate_messages_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
@@ -316,7 +317,8 @@ def quantized_aggregate_messages_cost(
     cost = messages_cost(channels, x.shape[1], src, edge, edge_weight)
     used = None if edge is None else perm
     read = num_bytes(rowptr, used, x_dst, edge_bias, bias, residual, scale, zero_point)
-    return Cost(cost.flops, cost.bytes + read + 4 * (rowptr.shape[0] - 1) * channels)
+    written = 4 * (rowptr.shape[0] - 1) * channels
+    return Cost(cost.flops, cost.bytes + read + written, cost.gathered)
 
 
 def quantized_aggregate_messages_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:

@@ -1,7 +1,8 @@
 """CPU code of `compress`: a stable counting sort, each part of the edge list on one thread.
 
 Parts count their edges into each node; a running sum over nodes, then parts, gives each part its
-own places, so that all can write at once and edges keep their order.
+own places, so that all can write at once and edges keep their order.  With self-loops replaced,
+neither pass looks at those that are there, and the running sum leaves a place behind each row.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -22,9 +23,10 @@ _AHEAD = 16
 _EDGES_A_PART = 50_000
 
 
-def _count(wide):
+def _count(wide_src, wide_dst, replaces):
     """COUNTS[part, node]: edges of the part into the node; zero before."""
-    read, size = (read_i64, 8) if wide else (read_i32, 4)
+    read_src, src_size = (read_i64, 8) if wide_src else (read_i32, 4)
+    read_dst, dst_size = (read_i64, 8) if wide_dst else (read_i32, 4)
 
     def kernel(a):
         while True:
@@ -33,14 +35,19 @@ def _count(wide):
                 return
             counts = a[COUNTS] + 4 * part * a[NODES]
             for edge in range(a[EDGES] * part // a[PARTS], a[EDGES] * (part + 1) // a[PARTS]):
-                place = counts + 4 * read(a[DST] + size * edge)
-                write_i32(place, read_i32(place) + 1)
+                dst = read_dst(a[DST] + dst_size * edge)
+                place = counts + 4 * dst
+                if replaces:
+                    loop = read_src(a[SRC] + src_size * edge) == dst
+                    write_i32(place, read_i32(place) + (0 if loop else 1))
+                else:
+                    write_i32(place, read_i32(place) + 1)
 
     return kernel
 
 
-def _add_up():
-    """Turn COUNTS into the first place of each part and node, and write ROWPTR."""
+def _add_up(replaces):
+    """Turn COUNTS into the first place of each part and node, and write ROWPTR and self-loops."""
 
     def kernel(a):
         parts, nodes, total = a[PARTS], a[NODES], 0
@@ -51,13 +58,16 @@ def _add_up():
                 count = read_i32(place)
                 write_i32(place, total)
                 total += count
+            if replaces:
+                write_i32(a[SORTED] + 4 * total, node)
+                total += 1
         write_i32(a[ROWPTR] + 4 * nodes, total)
 
     return kernel
 
 
-def _place(wide_src, wide_dst):
-    """Write SORTED and PERM."""
+def _place(wide_src, wide_dst, replaces):
+    """Write SORTED and, unless self-loops are replaced, PERM."""
     read_src, src_size = (read_i64, 8) if wide_src else (read_i32, 4)
     read_dst, dst_size = (read_i64, 8) if wide_dst else (read_i32, 4)
 
@@ -72,12 +82,17 @@ def _place(wide_src, wide_dst):
                 ahead = 4 * read_dst(a[DST] + dst_size * min(edge + _AHEAD, stop - 1))
                 soon = 4 * read_i32(counts + ahead)
                 prefetch(a[SORTED] + soon, 4)
-                prefetch(a[PERM] + soon, 4)
-                counter = counts + 4 * read_dst(a[DST] + dst_size * edge)
+                src = read_src(a[SRC] + src_size * edge)
+                dst = read_dst(a[DST] + dst_size * edge)
+                if replaces and src == dst:
+                    continue
+                counter = counts + 4 * dst
                 place = 4 * read_i32(counter)
                 write_i32(counter, read_i32(counter) + 1)
-                write_i32(a[SORTED] + place, read_src(a[SRC] + src_size * edge))
-                write_i32(a[PERM] + place, edge)
+                write_i32(a[SORTED] + place, src)
+                if not replaces:
+                    prefetch(a[PERM] + soon, 4)
+                    write_i32(a[PERM] + place, edge)
 
     return kernel
 
@@ -89,14 +104,33 @@ def reject_compress(src: Tensor, dst: Tensor, num_dst: int) -> str | None:
 
 
 def compress(src: Tensor, dst: Tensor, num_dst: int) -> tuple[Tensor, Tensor, Tensor]:
-    src, dst, edges = src.contiguous(), dst.contiguous(), src.shape[0]
+    perm = torch.empty((src.shape[0],), dtype=torch.int32, device="cpu")
+    rowptr, ordered = _sort(src, dst, num_dst, perm)
+    return rowptr, ordered, perm
+
+
+def reject_compress_self_loops(src: Tensor, dst: Tensor, num_dst: int) -> str | None:
+    if index_dtype(src.shape[0] + num_dst, num_dst) != torch.int32:
+        return "the kernel counts in 32 bits"
+    return None
+
+
+def compress_self_loops(src: Tensor, dst: Tensor, num_dst: int) -> tuple[Tensor, Tensor]:
+    rowptr, ordered = _sort(src, dst, num_dst, None)
+    return rowptr, ordered[: int(rowptr[-1])]
+
+
+def _sort(src: Tensor, dst: Tensor, num_dst: int, perm: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(rowptr, sorted sources); without `perm`, self-loops are replaced by one a node."""
+    src, dst, edges, replaces = src.contiguous(), dst.contiguous(), src.shape[0], perm is None
     parts = max(1, min(torch.get_num_threads(), edges // _EDGES_A_PART, 4 * edges // (num_dst + 1)))
     counts = torch.zeros((parts, num_dst), dtype=torch.int32, device="cpu")
     rowptr = torch.empty((num_dst + 1,), dtype=torch.int32, device="cpu")
-    ordered, perm = (torch.empty((edges,), dtype=torch.int32, device="cpu") for _ in range(2))
+    most = edges + num_dst if replaces else edges
+    ordered = torch.empty((most,), dtype=torch.int32, device="cpu")
     args = [edges, num_dst, *map(address, (src, dst, counts, rowptr, ordered, perm)), parts]
     wide_src, wide_dst = (index.dtype == torch.int64 for index in (src, dst))
-    launch(compiled(_count, wide_dst), parts, args)
-    launch(compiled(_add_up), 1, args)
-    launch(compiled(_place, wide_src, wide_dst), parts, args)
-    return rowptr, ordered, perm
+    launch(compiled(_count, wide_src and replaces, wide_dst, replaces), parts, args)
+    launch(compiled(_add_up, replaces), 1, args)
+    launch(compiled(_place, wide_src, wide_dst, replaces), parts, args)
+    return rowptr, ordered

@@ -36,6 +36,7 @@ from gnnfx.kernels.vectors_numba import (
     load_i8,
     load_i8_like,
     prefetch,
+    quarter_bytes,
     read_f32,
     read_i8,
     read_i32,
@@ -55,10 +56,13 @@ from gnnfx.kernels.vectors_numba import (
 X, SRC, ROWPTR, EDGES, SELF_X, SCALE, ZERO_POINT, MEAN, SELF_WEIGHT, WEIGHT, WEIGHT_SCALE = range(
     FIRST_FREE, FIRST_FREE + 11
 )
-# The greatest sums that fit: 256 * 128 int16, 17 * 15 uint8, and 65536 * 128 * 255 int32.
+# The greatest sums that fit: 256 * 128 int16, 17 * 15 or 85 * 3 uint8, and 65536 * 128 * 255 int32.
 _FLUSH = 256
 _FLUSH_HALF_BYTES = 17
+_FLUSH_QUARTER_BYTES = 85
 _FLUSH_WEIGHTED = 65536
+# Fewer channels than a block of lanes that fills bytes.
+_LEAST_PACKED = {4: 4, 2: 16}
 # Eight operations on int8 lanes take the time that the thread pool counts as one.
 _OPERATIONS_SHIFT = 3
 
@@ -157,6 +161,52 @@ def _sum_half_bytes(lanes):
                         evens = evens + widen_unsigned_i32(even)
                         odds = odds + widen_unsigned_i32(odd)
                     total = interleave(evens, odds)
+                    total = total - splat_i32((stop - first) * zero_point, lanes)
+                    _finish_row(to_f32(total), a, row, channel, stop - first)
+                    channel += lanes
+
+    return kernel
+
+
+def _sum_quarter_bytes(lanes):
+    """As `_sum_half_bytes`, of 2-bit codes of a multiple of four channels."""
+    quarter = lanes // 4
+
+    def kernel(a):
+        rows, channels, rowptr, src, x = a[ROWS], a[CHANNELS], a[ROWPTR], a[SRC], a[X]
+        last_edge, row_bytes = a[EDGES] - 1, channels // 4
+        zero_point = read_i32(a[ZERO_POINT]) + 2
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            begin = piece_start(rowptr, rows, a[PIECES], piece)
+            for row in range(begin, piece_start(rowptr, rows, a[PIECES], piece + 1)):
+                first, stop = read_i32(rowptr + 4 * row), read_i32(rowptr + 4 * row + 4)
+                channel = 0
+                while channel < channels:
+                    channel = min(channel, channels - lanes)
+                    column = x + channel // 4
+                    sum0, sum1 = splat_i32(0, quarter), splat_i32(0, quarter)
+                    sum2, sum3 = splat_i32(0, quarter), splat_i32(0, quarter)
+                    edge = first
+                    while edge < stop:
+                        flush = min(edge + _FLUSH_QUARTER_BYTES, stop)
+                        part0, part1 = splat_i8(0, quarter), splat_i8(0, quarter)
+                        part2, part3 = splat_i8(0, quarter), splat_i8(0, quarter)
+                        while edge < flush:
+                            ahead = source_ahead(src, edge, last_edge)
+                            prefetch(column + ahead * row_bytes, quarter)
+                            packed = load_i8(column + source(src, edge) * row_bytes, quarter)
+                            code0, code1, code2, code3 = quarter_bytes(packed)
+                            part0, part1 = part0 + code0, part1 + code1
+                            part2, part3 = part2 + code2, part3 + code3
+                            edge += 1
+                        sum0 = sum0 + widen_unsigned_i32(part0)
+                        sum1 = sum1 + widen_unsigned_i32(part1)
+                        sum2 = sum2 + widen_unsigned_i32(part2)
+                        sum3 = sum3 + widen_unsigned_i32(part3)
+                    total = interleave(interleave(sum0, sum2), interleave(sum1, sum3))
                     total = total - splat_i32((stop - first) * zero_point, lanes)
                     _finish_row(to_f32(total), a, row, channel, stop - first)
                     channel += lanes
@@ -301,9 +351,10 @@ def quantized_aggregate(
     out = torch.empty((num_rows, channels), dtype=dtype, device="cpu")
     if out.numel():
         is_sum = reduce in ("sum", "mean") and weight is None and self_weight is None
-        packed = bits == 4 and channels % 4 == 0 and is_sum
+        fits = channels % 4 == 0 and channels >= _LEAST_PACKED.get(bits, 0)
+        packed_bits = bits if bits < 8 and is_sum and fits else 8
         aggregate_rows(
-            x if packed else unpack_codes(x, channels, bits),
+            x if packed_bits < 8 else unpack_codes(x, channels, bits),
             scale,
             zero_point,
             rowptr,
@@ -321,7 +372,7 @@ def quantized_aggregate(
             out_scale,
             out_zero_point,
             out_bits,
-            packed,
+            packed_bits,
         )
     return out if out_scale is None else pack_codes(out, out_bits)
 
@@ -345,13 +396,13 @@ def aggregate_rows(
     out_scale: Tensor | None = None,
     out_zero_point: Tensor | None = None,
     out_bits: int = 8,
-    packed: bool = False,
+    packed_bits: int = 8,
 ) -> None:
     """Write adjacent rows of the result to `out` [n, C]: floats, or int8 codes of `out_bits`.
 
     The rows begin at `first_row` of the graph; `rowptr` [n + 1] and what belongs to rows are
-    theirs alone, `codes`, `src` and `weight` those of the whole graph.  `packed` says that codes
-    have 4 bits, which goes with a sum or mean of a multiple of four channels.
+    theirs alone, `codes`, `src` and `weight` those of the whole graph.  `packed_bits` below 8 says
+    that codes are packed, which goes with a sum or mean of a multiple of four channels.
     """
     num_rows, channels = out.shape
     epilogue = epilogue_arguments(
@@ -383,14 +434,14 @@ def aggregate_rows(
     # A guess for a part of the graph: the pieces themselves are cut by the edges there are.
     edges = src.shape[0] * num_rows // max(num_rows, codes.shape[0])
     operations = (edges + num_rows) * channels >> _OPERATIONS_SHIFT
-    kernel = _choose_kernel(channels, reduce, weight is not None, packed)
+    kernel = _choose_kernel(channels, reduce, weight is not None, packed_bits)
     launch(kernel, count_pieces(operations, num_rows), args)
 
 
-def _choose_kernel(channels: int, reduce: str, weighted: bool, packed: bool) -> Kernel:
+def _choose_kernel(channels: int, reduce: str, weighted: bool, packed_bits: int) -> Kernel:
     lanes = choose_lanes(channels)
-    if packed:
-        return compiled(_sum_half_bytes, lanes)
+    if packed_bits < 8:
+        return compiled(_sum_half_bytes if packed_bits == 4 else _sum_quarter_bytes, lanes)
     if reduce in ("max", "min"):
         return compiled(_extreme, lanes, reduce == "max")
     return compiled(_sum_weighted if weighted else _sum, lanes)

@@ -467,6 +467,24 @@ def half_bytes(typingctx, packed):
 
 
 @intrinsic
+def quarter_bytes(typingctx, packed):
+    """code + 2 of each fourth channel, from bytes of four 2-bit codes each."""
+
+    def codegen(context, builder, sig, args):
+        def constant(number):
+            return ir.Constant(packed.llvm, [_I8(number)] * packed.lanes)
+
+        unsigned = builder.xor(args[0], constant(0xAA))
+        fields = [
+            builder.and_(builder.lshr(unsigned, constant(shift)), constant(3))
+            for shift in (0, 2, 4, 6)
+        ]
+        return context.make_tuple(builder, sig.return_type, fields)
+
+    return types.UniTuple(packed, 4)(packed), codegen
+
+
+@intrinsic
 def interleave(typingctx, even, odd):
     """even[0], odd[0], even[1], odd[1], ..."""
     vector = Vector(even.element, 2 * even.lanes)

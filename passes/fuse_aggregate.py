@@ -42,6 +42,8 @@ class FuseAggregate(Pass):
             if (reason := _refusal(scatter)) is not None:
                 ctx.missed(scatter, reason)
                 continue
+            if not ctx.allows(scatter):
+                continue
             rewriter.replace(scatter, _aggregate(rewriter, scatter))
         return rewriter.finish()
 

@@ -100,7 +100,7 @@ def _quantizes(site: Instr, ctx: PassContext) -> bool:
     reason = _skipped(site, ctx) or _refusal(site) or _slow(site, ctx)
     if reason is not None:
         ctx.missed(site, f"left in float32: {reason}")
-    return reason is None
+    return reason is None and ctx.allows(site)
 
 
 def _skipped(site: Instr, ctx: PassContext) -> str | None:

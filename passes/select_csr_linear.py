@@ -39,6 +39,8 @@ class SelectCsrLinear(Pass):
                 continue
             share = f"{nonzero / weight.numel():.1%} of its weights that are not zero"
             if weight.device.type == "cpu" and _is_faster(weight, nonzero):
+                if not ctx.allows(linear):
+                    continue
                 rewriter.replace(linear, _sparse(rewriter, linear, weight))
                 ctx.did(linear, f"runs sparse, on the {share}")
             else:

@@ -26,7 +26,8 @@ class SelectSparseLinear(Pass):
         rewriter = Rewriter(program, self.name)
         for linear in rewriter.program.find("aten.linear.default"):
             density = ctx.densities.get(linear.arg.name, 1.0)
-            if linear.arg.op == "input" and density <= _MOST_NONZERO and _fits(linear):
+            sparse = linear.arg.op == "input" and density <= _MOST_NONZERO and _fits(linear)
+            if sparse and ctx.allows(linear):
                 rewriter.replace(linear, _sparse(rewriter, linear))
                 ctx.did(linear, f"reads only the {density:.1%} of its input that is not zero")
         return rewriter.finish()

@@ -7,7 +7,8 @@
     y: f32[N, 8] = aggregate(s, rowptr, src, row_scale=c)
 
 so that integer codes are summed without a weight per edge: the first scale goes into the
-quantizer of the rows, the second into the epilogue.
+quantizer of the rows, the second into the epilogue.  Float rows, of which a scaled copy would
+have to be written, keep the weight c[src]; c[dst] still need not be read for each edge.
 """
 
 from __future__ import annotations
@@ -19,34 +20,46 @@ from gnnfx.pass_manager import Numerics, Pass, PassContext
 
 
 class SeparateNorm(Pass):
-    """Take factors that belong to a node out of edge weights."""
+    """Take factors that belong to a node out of edge weights.
+
+    sources: also those of the node that an edge comes from, which makes a scaled copy of its rows.
+    """
 
     name = "separate-norm"
     needs = frozenset({"csr"})
     numerics = Numerics.REORDERED
+
+    def __init__(self, sources: bool = True) -> None:
+        self.sources = sources
 
     def run(self, program: Program, ctx: PassContext) -> Program:
         rewriter = Rewriter(program, self.name)
         for aggregate in rewriter.program.find("aggregate"):
             if aggregate.args["weight"] is None or len(aggregate.shape) != 2:
                 continue
-            if aggregate.args["reduce"] not in ("sum", "mean"):
-                ctx.missed(aggregate, "a maximum or minimum does not scale with its weights")
-            elif aggregate.args["self_weight"] is not None:
-                ctx.missed(aggregate, "its own row is added without the weight")
-            elif (separated := _separate(rewriter, aggregate)) is not None:
+            if (separated := _separate(rewriter, aggregate, self.sources)) is not None:
                 rewriter.replace(aggregate, separated)
-            else:
-                ctx.missed(aggregate, "the edge weight has no factor that belongs to a node")
+            elif self.sources:
+                ctx.missed(aggregate, _refusal(aggregate))
         return rewriter.finish()
 
 
-def _separate(rewriter: Rewriter, aggregate: Instr) -> Instr | None:
+def _refusal(aggregate: Instr) -> str:
+    if aggregate.args["reduce"] not in ("sum", "mean"):
+        return "a maximum or minimum does not scale with its weights"
+    if aggregate.args["self_weight"] is not None:
+        return "its own row is added without the weight"
+    return "the edge weight has no factor that belongs to a node"
+
+
+def _separate(rewriter: Rewriter, aggregate: Instr, sources: bool) -> Instr | None:
     args = aggregate.args
+    if args["reduce"] not in ("sum", "mean") or args["self_weight"] is not None:
+        return None
     before, after, rest = [], [], []
     for factor in _factors(args["weight"]):
         if factor.op == "gather" and len(factor.arg.shape) == 1:
-            if factor.args["index"] == args["src"]:
+            if sources and factor.args["index"] == args["src"]:
                 before.append(factor.arg)
                 continue
             if is_destination(factor.args["index"], args["rowptr"]):

@@ -13,7 +13,7 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 # Lowest first.  A row holds packages and modules that know nothing of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.errors", "gnnfx.agreement"),
-    ("gnnfx.measure", "gnnfx.noise", "gnnfx.ranks", "gnnfx.tasks", "gnnfx.trials"),
+    ("gnnfx.measure", "gnnfx.noise", "gnnfx.ranks", "gnnfx.tasks", "gnnfx.trials", "gnnfx.tuned"),
     ("gnnfx.figures",),
     ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file", "gnnfx.shown_errors"),
     ("gnnfx.training_policy", "gnnfx.graph_cache", "gnnfx.checkpoints"),
@@ -25,8 +25,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.passes",),
     ("gnnfx.frontend", "gnnfx.report", "gnnfx.calibrate", "gnnfx.rounding"),
     ("gnnfx.backend",),
-    ("gnnfx.pipeline", "gnnfx.artifact"),
-    ("gnnfx.fallback",),
+    ("gnnfx.pipeline", "gnnfx.artifact", "gnnfx.verify_outputs"),
+    ("gnnfx.fallback", "gnnfx.tune"),
     ("gnnfx.api", "gnnfx.compression_report", "gnnfx.compiled_graph"),
     ("gnnfx.dynamo", "gnnfx.prepare", "gnnfx.finetune", "gnnfx.history"),
     ("gnnfx.bisect", "gnnfx.html", "gnnfx.pruner"),

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from gnnfx.backend.call import Call
+from gnnfx.backend.input_codes import InputCodes
 from gnnfx.backend.split import Split
 from gnnfx.errors import InputError
 from gnnfx.frontend.signature import flatten
+from gnnfx.ir.input_reads import InputReads
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.types import IntType, TensorType, is_axis, wrong_size
 
@@ -29,7 +31,10 @@ class Inputs:
     def __init__(self, call: Call, program: Program, parts: Split) -> None:
         names = [i.name for i in program.inputs]
         self._call = call
-        self._checks = tuple(map(Check, call.leaves, (i.type for i in program.inputs)))
+        self._checks = tuple(
+            Check(leaf, i.type, InputReads.of(i).bits)
+            for leaf, i in zip(call.leaves, program.inputs, strict=True)
+        )
         self._types = tuple(i.type for i in program.inputs)
         self._equal, self._derived = _relations(self._types)
         self._bounds = _index_bounds(program, parts.tensors)
@@ -81,6 +86,17 @@ class Inputs:
                 f"got {found} where {size} was expected"
             )
         return leaves
+
+    @property
+    def channels(self) -> dict[int, int]:
+        """The last size of each input that is a tensor with as many channels in every call."""
+        tensors = ((i, t) for i, t in enumerate(self._types) if isinstance(t, TensorType))
+        last = {i: t.shape[-1] for i, t in tensors if t.shape}
+        return {i: size for i, size in last.items() if isinstance(size, int)}
+
+    def check(self, leaf: str, value: Any) -> Any:
+        """A value for one leaf, or InputError."""
+        return self._checks[self._call.leaves.index(leaf)](value)
 
     def graph(self, leaves: Sequence[Any]) -> tuple[list[Tensor], list[int]]:
         """The tensors and sizes that a graph is known by."""
@@ -138,11 +154,15 @@ class Inputs:
 
 
 class Check:
-    """What one input must be: the dtype and the channel counts of the example."""
+    """What one input must be: the dtype and the channel counts of the example.
 
-    def __init__(self, leaf: str, type_: Any) -> None:
+    bits: width of the codes that it may be given as, or None if it is read in float32 alone.
+    """
+
+    def __init__(self, leaf: str, type_: Any, bits: int | None = None) -> None:
         self.leaf = leaf
         self.type = type_
+        self.bits = bits
         tensor = isinstance(type_, TensorType)
         self.dtype = type_.dtype if tensor else None
         self.fixed = (
@@ -156,11 +176,13 @@ class Check:
             if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
                 raise InputError(f"argument {self.leaf!r} must be an int, got {value!r}")
             return value
-        if not isinstance(value, Tensor):
+        if isinstance(value, InputCodes):
+            self._check_codes(value)
+        elif not isinstance(value, Tensor):
             raise InputError(
                 f"argument {self.leaf!r} must be {self.type}, got {value!r}; {_ANOTHER}"
             )
-        if value.dtype != self.dtype:
+        elif value.dtype != self.dtype:
             if value.is_floating_point() or self.dtype.is_floating_point:
                 raise InputError(
                     f"argument {self.leaf!r} must be {self.type}, got dtype {value.dtype}"
@@ -171,6 +193,18 @@ class Check:
                 f"argument {self.leaf!r} must be {self.type}, got shape {tuple(value.shape)}"
             )
         return value
+
+    def _check_codes(self, codes: InputCodes) -> None:
+        if self.bits is None:
+            raise InputError(
+                f"argument {self.leaf!r} is read in {self.dtype} alone; expected a tensor, "
+                f"got {codes!r}"
+            )
+        if codes.bits != self.bits:
+            raise InputError(
+                f"argument {self.leaf!r} is read as codes of {self.bits} bits, got {codes!r}; "
+                f"make them with this module's quantize_inputs"
+            )
 
 
 Place = tuple[int, int]
@@ -247,12 +281,12 @@ def _indexed(instr: Instr) -> Iterator[tuple[Instr, Any]]:
     args = instr.args
     if instr.op == "gather":
         yield args["index"], (instr.arg.shape or (None,))[0]
-    elif instr.op in ("compress", "scatter"):
-        count = args["num_dst" if instr.op == "compress" else "num_rows"]
+    elif instr.op in ("compress", "compress_self_loops", "scatter"):
+        count = args["num_rows" if instr.op == "scatter" else "num_dst"]
         if isinstance(count, Instr) and isinstance(count.type, IntType):
             count = count.type.value
         if isinstance(count, (int, str)):
-            yield args["dst" if instr.op == "compress" else "index"], count
+            yield args["index" if instr.op == "scatter" else "dst"], count
     elif "src" in args:
         yield args["src"], args["x_src" if "x_src" in args else "x"].shape[0]
 
@@ -270,7 +304,11 @@ def _sources(index: Instr) -> Iterator[tuple[str, int | None]]:
             yield instr.name, row
         elif instr.op == "aten.select.int" and instr.args["dim"] == 0 and row is None:
             wanted.append((instr.arg, instr.args["index"]))
-        elif instr.op == "getitem" and instr.arg.op == "compress" and instr.positional[1] == 1:
+        elif (
+            instr.op == "getitem"
+            and instr.arg.op in ("compress", "compress_self_loops")
+            and instr.positional[1] == 1
+        ):
             wanted.append((instr.arg.args["src"], row))
         elif instr.op == "aten.cat.default":
             wanted.extend((part, row) for part in instr.arg)

@@ -11,9 +11,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from gnnfx.backend.call import Call
+from gnnfx.backend.coded import CodedInputs
+from gnnfx.backend.input_codes import InputCodes
 from gnnfx.backend.inputs import Inputs
 from gnnfx.backend.split import split
-from gnnfx.errors import AssumptionError
+from gnnfx.errors import AssumptionError, InputError
+from gnnfx.frontend.signature import map_named_atoms
 from gnnfx.graph_cache import GraphCache
 from gnnfx.ir.op import find_op
 from gnnfx.ir.program import Program
@@ -50,10 +53,12 @@ class OptimizedModule(nn.Module):
         self._feature = parts.feature.module()
         self._direct = _direct_forward(self._feature)
         self._structure = parts.structure.module()
+        self._coded = CodedInputs(self._feature, self._inputs.channels, _direct_forward)
         self._cache = GraphCache(self._compute)
         self._handle = own_structure(self)
         self._register_state_dict_hook(_drop_prefix)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_forget_scales)  # type: ignore[no-untyped-call]
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -88,10 +93,58 @@ class OptimizedModule(nn.Module):
             return self._feature(*leaves, *values)  # type: ignore[no-any-return]
         if torch.compiler.is_compiling():
             values = torch.ops.gnnfx.structure(tensors, sizes, self._handle)
-            return self._feature(*leaves, *values)  # type: ignore[no-any-return]
+        else:
+            values = self._cache.lookup(tensors, sizes)
+        parts, coded = self._coded.expand(leaves)
+        forward, direct = coded or (type(self._feature).forward, self._direct)
+        if torch.compiler.is_compiling() or not all(map(_is_plain, parts)):
+            return forward(self._feature, *parts, *values)  # type: ignore[no-any-return]
+        return direct(self._feature, *parts, *values)  # type: ignore[no-any-return]
+
+    def quantize_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Features as integer codes, to be passed in place of the float tensors from now on.
+
+        Arguments as in a call, of which any may be left out: the codes of a lone one, else a dict
+        of codes by argument.  Containers come back with codes for all features that the program
+        reads as codes; their width and, with calibration, their scale are the program's.
+
+        Raises InputError for arguments of which the program reads none as codes.
+        """
+        names = self.call.signature.names
+        given = dict(zip(names, args, strict=False))
+        if len(args) > len(names) or (wrong := [n for n in kwargs if n not in names or n in given]):
+            got = f"{len(args)} arguments" if len(args) > len(names) else f"{wrong[0]!r}"
+            raise InputError(f"expected some of the arguments {list(names)}, each once, got {got}")
+        readable = [self.call.leaves[position] for position in self._coded.positions]
+        made: set[str] = set()
+
+        def codes(leaf: str, value: Any) -> Any:
+            if leaf not in readable:
+                return value
+            made.add(leaf)
+            checked = self._inputs.check(leaf, value)
+            if isinstance(checked, InputCodes):
+                return checked
+            return self._coded.quantize(self.call.leaves.index(leaf), leaf, checked)
+
+        results = map_named_atoms(codes, {**given, **kwargs})
+        for name in results:
+            if not any(leaf == name or leaf.startswith((f"{name}[", f"{name}.")) for leaf in made):
+                raise InputError(
+                    f"argument {name!r} is not read as codes under policy {self.report.policy!r}; "
+                    f"expected {readable or 'a policy that quantizes what reads it'}"
+                )
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    def parts(
+        self, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[fx.GraphModule, list[Any]], tuple[fx.GraphModule, list[Any]]]:
+        """What a call runs, with the inputs of each: once per graph, and each time."""
+        leaves = self._inputs.bind(args, kwargs)
+        tensors, sizes = self._inputs.graph(leaves)
+        given = self._inputs.compute(lambda *values: values, tensors, sizes)
         values = self._cache.lookup(tensors, sizes)
-        run = self._direct if all(map(_is_plain, leaves)) else type(self._feature).forward
-        return run(self._feature, *leaves, *values)  # type: ignore[no-any-return]
+        return (self._structure, given), (self._feature, [*leaves, *values])
 
     def ir(self) -> str:
         """The optimized program as text."""
@@ -151,17 +204,19 @@ class OptimizedModule(nn.Module):
                 retarget_module(module, device)
             self._ir = retarget(self._ir, device)
             self._direct = _direct_forward(self._feature)
+            self._coded = CodedInputs(self._feature, self._inputs.channels, _direct_forward)
             self.forget()
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._direct = _direct_forward(self._feature)
+        self._coded = CodedInputs(self._feature, self._inputs.channels, _direct_forward)
         self._cache = GraphCache(self._compute)
         self._handle = own_structure(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        remade = ("_direct", "_cache", "_handle")
+        remade = ("_direct", "_coded", "_cache", "_handle")
         return {k: v for k, v in self.__dict__.items() if k not in remade}
 
 
@@ -184,6 +239,10 @@ class KeptModel(OptimizedModule):
 
     def forget(self) -> None:
         """Nothing is remembered of any graph."""
+
+    def quantize_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises InputError: nothing is quantized in a model that runs as it is."""
+        raise InputError(f"the model runs as it is and reads no codes: {self.report.kept[0][1]}")
 
     def _apply(self, fn: Any, recurse: bool = True) -> KeptModel:
         nn.Module._apply(self, fn, recurse)
@@ -245,6 +304,10 @@ def _drop_prefix(
 def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
     for key in [k for k in state if k.startswith(prefix) and not k.startswith(prefix + "_eager.")]:
         state[prefix + _PREFIX + key.removeprefix(prefix)] = state.pop(key)
+
+
+def _forget_scales(module: OptimizedModule, incompatible: Any) -> None:
+    module._coded.forget()
 
 
 def _device(module: nn.Module) -> torch.device | None:

@@ -27,6 +27,7 @@ _INDEX_ARG = {
     "scatter": "index",
     "edge_softmax": "index",
     "compress": "dst",
+    "compress_self_loops": "dst",
     "aten.index_select.default": "index",
     "aten.scatter_add.default": "index",
     "aten.scatter_reduce.two": "index",
@@ -191,7 +192,7 @@ def axis_domains(program: Program) -> dict[Dim, Domain]:
             rows = instr.arg.shape[0] if instr.arg.shape else None
         elif instr.op.startswith(("scatter", "aten.scatter", "aten.index_add")):
             rows = instr.shape[0]
-        elif instr.op == "compress":
+        elif instr.op.startswith("compress"):
             rows = _size(instr.args["num_dst"])
         pools = kinds.get(index.shape[0]) is Domain.NODE
         if not pools:
@@ -237,7 +238,7 @@ def _index_inputs(program: Program) -> set[str]:
     for instr in program.instrs:
         if instr.op in _INDEX_ARG and not is_param(instr.arg):
             wanted.append(instr.args[_INDEX_ARG[instr.op]])
-            wanted.extend([instr.args["src"]] if instr.op == "compress" else [])
+            wanted.extend([instr.args["src"]] if instr.op.startswith("compress") else [])
         elif instr.op == "aten.index.Tensor" and not is_param(instr.arg):
             wanted.extend(i for i in instr.args["indices"] if isinstance(i, Instr))
     seen: set[str] = set()

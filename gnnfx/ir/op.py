@@ -23,10 +23,14 @@ _OPS: dict[str, OpDef] = {}
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one call must do at the least: arithmetic, and memory traffic in bytes."""
+    """What one call must do at the least: arithmetic, and memory traffic in bytes.
+
+    gathered: of the bytes, those of rows that are read in the order of an index.
+    """
 
     flops: int
     bytes: int
+    gathered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class OpDef:
     samples: arguments that every implementation is tried on, by device.
     differentiable: whether gradients may flow through `reference`.
     random: whether two calls in training may differ, so that no result may stand for another.
+    sized_by_values: whether the values of the arguments decide the size of a result.
     """
 
     name: str
@@ -63,6 +68,7 @@ class OpDef:
     impls: tuple[Impl, ...] = ()
     differentiable: bool = False
     random: bool = False
+    sized_by_values: bool = False
 
     @property
     def torch_op(self) -> Any:
@@ -96,6 +102,8 @@ def register(op: OpDef) -> OpDef:
     tags = [torch.Tag.pt2_compliant_tag]
     if op.random:
         tags.append(torch.Tag.nondeterministic_seeded)
+    if op.sized_by_values:
+        tags.append(torch.Tag.dynamic_output_shape)
     _LIBRARY.define(op.name + schema, tags=tuple(tags))
     _LIBRARY.impl(op.name, op.run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gnnfx::{op.name}", op.fake, lib=_LIBRARY)

@@ -14,7 +14,7 @@ import gnnfx.kernels  # noqa: F401
 from gnnfx.ir.op import Impl, OpDef, all_ops, find_op
 from gnnfx.kernels import linear_cpu, threads
 from gnnfx.kernels.csr import arguments, sample_graphs
-from gnnfx.kernels.quantize import sample_qparams
+from gnnfx.kernels.quantize import code_range, pack, sample_qparams
 
 OPS = [pytest.param(op, id=op.name) for op in all_ops()]
 BY_NAME = {op.name: op for op in all_ops()}
@@ -61,7 +61,7 @@ def test_torch_registration(op: OpDef) -> None:
         torch.library.opcheck(op.torch_op, args, test_utils=CHECKS)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", [p for p in OPS if not BY_NAME[str(p.id)].sized_by_values])
 def test_fake_agrees_with_reference(op: OpDef) -> None:
     for number, args in enumerate(op.samples()):
         expected, fake = as_list(op.reference(*args)), as_list(op.fake(*args))
@@ -126,6 +126,12 @@ CSR_BYTES = 4 * (8 + 19)
 # (op, arguments, operations, bytes counted by hand)
 COSTS: list[tuple[str, Callable[[], tuple[Any, ...]], int, int]] = [
     ("compress", lambda: (torch.arange(19), torch.arange(19), 19), 0, 8 * 57 + 4 * (20 + 38)),
+    (
+        "compress_self_loops",
+        lambda: (torch.arange(19), torch.arange(19), 19),
+        19,
+        2 * 8 * 38 + 4 * (20 + 38),
+    ),
     ("quantize", lambda: (_floats(7, 5), ONE, ZERO, 4), 4 * 35, 4 * 35 + 8 + 7 * 3),
     ("choose_qparams", lambda: (_floats(7, 5), 8, True, _floats(7)), 70, 4 * 35 + 4 * 7 + 8),
     ("dequantize", lambda: (_codes(7, 5), ONE, ZERO, 5), 70, 35 + 8 + 4 * 35),
@@ -190,6 +196,22 @@ def test_cost_counts_every_byte_once(
     assert (cost.flops, cost.bytes) == (flops, num_bytes)
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_gathered_bytes_are_among_all_bytes(op: OpDef) -> None:
+    for number, args in enumerate(op.samples()):
+        cost = op.cost(*args)
+        assert 0 <= cost.gathered <= cost.bytes, describe(op, number, args)
+
+
+def test_gathered_bytes_are_rows_read_by_edges() -> None:
+    x, (rowptr, src) = _floats(7, 5), _graph()
+    plain = BY_NAME["aggregate"].cost(x, rowptr, src)
+    assert plain.gathered == 19 * 5 * 4
+    own = BY_NAME["aggregate"].cost(x, rowptr, src, None, "sum", None, _floats(1))
+    assert own.gathered == plain.gathered, "a node's own row is read in order"
+    assert own.bytes == plain.bytes + 7 * 5 * 4 + 4
+
+
 def test_an_op_is_found_by_its_torch_target() -> None:
     for op in all_ops():
         assert find_op(op.torch_op) is op
@@ -237,23 +259,38 @@ def test_nan_and_infinity_reach_the_result(reduce: str) -> None:
     assert_same(op.torch_op(*args), op.reference(*args), reduce)
 
 
-def test_a_hub_of_100000_edges_does_not_overflow() -> None:
+def test_edges_of_several_parts_are_sorted_as_by_torch() -> None:
+    generator = torch.Generator().manual_seed(3)
+    dst = (torch.rand(300_000, generator=generator) ** 4 * 1000).long()
+    src = torch.randint(1000, dst.shape, generator=generator)
+    for name in ("compress", "compress_self_loops"):
+        op = BY_NAME[name]
+        for ids in ((src, dst), (src.int(), dst), (src, dst.int())):
+            assert_same(op.torch_op(*ids, 1000), op.reference(*ids, 1000), name)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("greatest", [False, True], ids=["least", "greatest"])
+def test_a_hub_of_100000_edges_does_not_overflow(bits: int, greatest: bool) -> None:
     edges, channels = 100_000, 20
+    low, high = code_range(bits)
+    code, zero_point = (high, low) if greatest else (low, high)
     rowptr = torch.tensor([0, edges, edges], dtype=torch.int32)
     src = torch.ones(edges, dtype=torch.int32)
-    x = torch.full((2, channels), -128, dtype=torch.int8)
+    x = pack(torch.full((2, channels), code, dtype=torch.int8), bits)
     op = BY_NAME["quantized_aggregate"]
     weights = torch.full((edges,), -128, dtype=torch.int8)
     for weight in (None, weights):
         args = arguments(
             op.reference,
             x,
-            *sample_qparams(1.0, 127, "cpu"),
+            *sample_qparams(1.0, zero_point, "cpu"),
             rowptr,
             src,
             channels,
             weight,
             None if weight is None else ONE,
+            bits=bits,
         )
         assert op.select(*args).name == "numba"
         assert_same(op.torch_op(*args), op.reference(*args), "hub")
