@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from environment import RESULTS, TABLE_WIDTH, environment
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from run import RESULTS, TABLE_WIDTH, environment
 
 import gnnfx
 from gnnfx.demo import DATA_ROOT, accuracy, load, train

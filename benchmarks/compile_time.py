@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 import torch_geometric.nn as pyg
+from environment import environment
 from rich.console import Console
 from rich.table import Table
-from run import environment
 from torch import Tensor, nn
 
 import gnnfx

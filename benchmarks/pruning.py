@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from environment import RESULTS, TABLE_WIDTH, environment
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from run import RESULTS, TABLE_WIDTH, environment
 from torch import nn
 from torch_geometric.data import Data
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from environment import RESULTS, TABLE_WIDTH
 from rich.console import Console
-from run import RESULTS, TABLE_WIDTH
 
 from gnnfx import graph_qat, qat
 from gnnfx.demo import DATA_ROOT

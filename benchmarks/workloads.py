@@ -1,105 +1,133 @@
-"""Named workloads: a graph, node features and a two-layer model of `torch_geometric.nn.models`.
+"""Named workloads: a two-layer model and the graph, or the batches of graphs, that it runs on.
 
-A name is `GRAPH-MODEL`, for instance `cora-gcn` or `power-law-169k-gat`.
+A name is `GRAPH-MODEL`, for instance `cora-gcn`, `power-law-169k-gat`, `molecules-gine` or
+`sampled-sage`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import models
 import torch
-from torch import Tensor, nn
-from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE
+from graphs import DATASETS, POWER_LAW, Graph, dataset, molecules, power_law, sampled
+from torch import Tensor
 
-from gnnfx.demo import build, load
-
-PLANETOID = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
-MODELS = ("gcn", "sage", "gin", "gat")
-
-
-@dataclass(frozen=True, slots=True)
-class PowerLaw:
-    """A random directed graph whose in-degrees and out-degrees follow a power law."""
-
-    nodes: int
-    edges: int
-    features: int
-    hidden: int
-    classes: int
-
-
-POWER_LAW = {
-    "power-law-5k": PowerLaw(5_000, 100_000, 64, 64, 16),
-    "power-law-50k": PowerLaw(50_000, 1_000_000, 128, 128, 40),
-    "power-law-169k": PowerLaw(169_343, 2_315_598, 128, 256, 40),
-}
-NAMES = tuple(f"{graph}-{model}" for graph in (*PLANETOID, *POWER_LAW) for model in MODELS)
-DEFAULT = tuple(
-    f"{graph}-{model}"
-    for graph in ("cora", "pubmed", "power-law-50k", "power-law-169k")
-    for model in MODELS
-)
-QUICK = ("power-law-5k-gcn", "power-law-5k-gat")
+MOLECULES = (64, 64, 12)
+_MOLECULES_A_BATCH = 128
+GRAPHS = (*DATASETS, *POWER_LAW, "molecules", "sampled")
+NAMES = tuple(f"{graph}-{model}" for graph in GRAPHS for model in models.MODELS)
+DEFAULT = tuple(name for name in NAMES if not name.startswith("power-law-5k"))
+QUICK = ("power-law-5k-gcn", "power-law-5k-gat", "molecules-gine")
+SHRINK = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A model in eval mode and the arguments of one call."""
+    """A model in eval mode and the graphs of its calls.
+
+    graphs: one graph, or batches of which each call takes another.
+    always_new: no graph comes twice, so there is nothing to time on a graph seen before.
+    small: a graph that eager can surely run on, where it may not fit on the others.
+    """
 
     name: str
     model_name: str
     model: Any  # an nn.Module of PyG, which has no types
-    x: Tensor  # [N, F] float32
-    edge_index: Tensor  # [2, E] int64
+    graphs: tuple[Graph, ...]
     channels: tuple[int, int, int]
-    self_loops: int
-    duplicate_edges: int
+    always_new: bool = False
+    small: Graph | None = None
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of warm calls."""
+        return self.graphs[0]
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the first graph."""
+        return self.graph.x.shape[0]
+
+    @property
+    def edges(self) -> int:
+        """Edges of the first graph."""
+        return self.graph.edge_index.shape[1]
+
+    @property
+    def layers(self) -> list[Any]:
+        """The two convolutions."""
+        return list(getattr(self.model, "model", self.model).convs)
+
+    def arguments(self, graph: Graph) -> tuple[Tensor, ...]:
+        """What the model is called with on `graph`."""
+        return models.arguments(self.model_name, graph)
+
+    def shrunk(self) -> Workload:
+        """The same model on the first rows of x and a random graph, a sixteenth as large.
+
+        Memory of a call is proportional to nodes and edges, so this one tells how much the whole
+        would need without running it.
+        """
+        nodes, edges = max(1, self.nodes // SHRINK), max(1, self.edges // SHRINK)
+        random = replace(power_law(nodes, edges, 1), x=self.graph.x[:nodes].cpu().contiguous())
+        graph = models.completed(self.model_name, random)
+        return replace(self, name=f"{self.name} / {SHRINK}", graphs=(graph,))
+
+    def to(self, device: str) -> Workload:
+        """The workload on a device."""
+        graphs = tuple(graph.to(device) for graph in self.graphs)
+        return replace(self, model=self.model.to(device), graphs=graphs)
 
 
 def make(name: str, root: Path) -> Workload:
-    """The workload called `name`; `root` holds the Planetoid sets, random graphs need no files."""
-    graph, _, model_name = name.rpartition("-")
+    """The workload called `name`; `root` holds the data sets, random graphs need no files.
+
+    Raises graphs.Missing where the files of a data set are not there.
+    """
     if name not in NAMES:
         raise SystemExit(f"unknown workload {name!r}; known: {', '.join(NAMES)}")
-    torch.manual_seed(0)
-    if graph in PLANETOID:
-        data, classes = load(PLANETOID[graph], root=root)
-        x, edge_index = data.x, data.edge_index
-        hidden = 64 if model_name == "gat" else 16
-        model = build(model_name, x.shape[1], classes, dataset=PLANETOID[graph])
+    kind, _, model_name = name.rpartition("-")
+    if kind in DATASETS:
+        graph, classes = dataset(kind, root)
+        graphs, hidden = [graph], _hidden(kind, model_name)
+    elif kind == "molecules":
+        features, hidden, classes = MOLECULES
+        graphs = molecules(features, _MOLECULES_A_BATCH, 8)
     else:
-        spec = POWER_LAW[graph]
-        x, edge_index = power_law(spec)
+        spec = POWER_LAW["power-law-169k" if kind == "sampled" else kind]
+        graphs = [power_law(spec.nodes, spec.edges, spec.features)]
         hidden, classes = spec.hidden, spec.classes
-        model = _model(model_name, spec)
+        if kind == "sampled":
+            graphs = sampled(graphs[0])
+    return of(name, model_name, graphs, hidden, classes, always_new=kind == "sampled")
+
+
+def of(
+    name: str,
+    model_name: str,
+    graphs: list[Graph],
+    hidden: int,
+    classes: int,
+    *,
+    always_new: bool = False,
+) -> Workload:
+    """A workload of any graphs."""
+    torch.manual_seed(0)
+    graphs = [models.completed(model_name, graph) for graph in graphs]
     return Workload(
         name=name,
         model_name=model_name,
-        model=model.eval(),
-        x=x,
-        edge_index=edge_index,
-        channels=(x.shape[1], hidden, classes),
-        self_loops=int((edge_index[0] == edge_index[1]).sum()),
-        duplicate_edges=edge_index.shape[1] - edge_index.unique(dim=1).shape[1],
+        model=models.build(model_name, graphs[0], hidden, classes),
+        graphs=tuple(graphs),
+        channels=(graphs[0].x.shape[1], hidden, classes),
+        always_new=always_new,
     )
 
 
-def power_law(spec: PowerLaw) -> tuple[Tensor, Tensor]:
-    """Features from a normal distribution, ends of edges drawn with weight (rank + 10)^-0.7.
-
-    Self-loops and duplicate edges occur, as they do in raw edge lists.
-    """
-    weight = (torch.arange(spec.nodes) + 10.0).pow(-0.7)
-    src = torch.multinomial(weight, spec.edges, replacement=True)
-    dst = torch.multinomial(weight, spec.edges, replacement=True)
-    order = torch.randperm(spec.nodes)
-    return torch.randn(spec.nodes, spec.features), torch.stack([order[src], order[dst]])
-
-
-def _model(name: str, spec: PowerLaw) -> nn.Module:
-    kind = {"gcn": GCN, "sage": GraphSAGE, "gin": GIN, "gat": GAT}[name]
-    heads = {"heads": 4} if name == "gat" else {}
-    model: nn.Module = kind(spec.features, spec.hidden, 2, spec.classes, **heads)
-    return model
+def _hidden(kind: str, model_name: str) -> int:
+    """The width that is usual: 16 on the small citation graphs, 64 with heads and elsewhere."""
+    small = kind in ("cora", "pubmed") and model_name not in models.ATTENTION
+    return 16 if small else 64

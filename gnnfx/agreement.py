@@ -12,6 +12,8 @@ _TOLERANCE = 1e-4
 # Where a model magnifies rounding (the root of a variance near 0), two orders of one sum differ by
 # more than that; then the result must be about as near to the exact one as the model's own.
 _ROUNDING = 10.0
+# Where the model's own rounding changes this share of its result, it has made another choice.
+_CHOICE = 0.01
 
 
 def disagreement(want: Tensor, have: Tensor) -> str | None:
@@ -21,9 +23,7 @@ def disagreement(want: Tensor, have: Tensor) -> str | None:
             f"is {have.dtype} {tuple(have.shape)} where the model's is "
             f"{want.dtype} {tuple(want.shape)}"
         )
-    worst = _distance(want, have)
-    finite = want[want.isfinite()].double().abs()
-    scale = max(float(finite.max()) if finite.numel() else 0.0, 1e-6)
+    worst, scale = _distance(want, have), _scale(want)
     if worst <= _TOLERANCE * scale:
         return None
     return f"differs by {worst:.3g} from the model's (scale {scale:.3g})"
@@ -32,7 +32,15 @@ def disagreement(want: Tensor, have: Tensor) -> str | None:
 def is_as_exact(exact: Tensor, want: Tensor, have: Tensor) -> bool:
     """Whether `have` is as near to the exact result as the model's `want`: the rest is rounding."""
     rounding = _distance(exact, want)
-    return math.isfinite(rounding) and _distance(exact, have) <= _ROUNDING * rounding
+    if not math.isfinite(rounding) or rounding > _CHOICE * _scale(want):
+        return False
+    return _distance(exact, have) <= _ROUNDING * rounding
+
+
+def _scale(value: Tensor) -> float:
+    """The largest finite magnitude, or a little more than 0 where there is none."""
+    finite = value[value.isfinite()].double().abs()
+    return max(float(finite.max()) if finite.numel() else 0.0, 1e-6)
 
 
 def _distance(want: Tensor, have: Tensor) -> float:

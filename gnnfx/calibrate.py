@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from gnnfx.errors import CalibrationError
 from gnnfx.ir.program import Instr, Program
-from gnnfx.observers import Observer, Range, make_observer
+from gnnfx.observers import Observer, Range, bucket_name, make_observer
 from gnnfx.policy import Quantize
 
 
@@ -18,6 +18,8 @@ def calibrate(
     program: Program, samples: Iterable[tuple[Any, ...]], quantize: Quantize
 ) -> dict[str, Range]:
     """The range of each `observe` instruction of `program`, by its name.
+
+    Of one whose rows are in buckets, the range of each bucket, by `bucket_name`.
 
     samples: inputs of the program, one tuple a run; at least one run.
     Raises CalibrationError if there are no samples, or a value holds NaN or Inf.
@@ -47,12 +49,18 @@ class _Recorder(fx.Interpreter):
         if n.target is not torch.ops.gnnfx.observe.default:
             return super().run_node(n)
         (x, *_), _ = self.fetch_args_kwargs_from_env(n)
-        if x.numel():
-            self._observe(x, Instr(n))
+        observe = Instr(n)
+        name, bucket = observe.args["name"], observe.args["bucket"]
+        if x.numel() and bucket is None:
+            self._observe(x, observe, name)
+        elif x.numel():
+            of_row = self.env[bucket.node]
+            for number in of_row.unique().tolist():
+                self._observe(x[of_row == number], observe, bucket_name(name, number))
         return x
 
-    def _observe(self, x: Tensor, observe: Instr) -> None:
-        name, module = observe.args["name"], observe.module
+    def _observe(self, x: Tensor, observe: Instr, name: str) -> None:
+        module = observe.module
         if not bool(x.isfinite().all()):
             where = f"value {name!r}" + (f" of module {module!r}" if module else "")
             raise CalibrationError(

@@ -28,6 +28,10 @@ class MismatchError(GnnfxError, RuntimeError):
     """The optimized program does not compute what the model computes: a fault of gnnfx."""
 
 
+class UnstableError(MismatchError):
+    """The results differ, and so do the model's own when its inputs change by a rounding error."""
+
+
 class AssumptionError(GnnfxError, RuntimeError):
     """A graph takes another branch of the model than the one that was captured."""
 

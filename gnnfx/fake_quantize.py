@@ -25,7 +25,8 @@ import gnnfx.kernels.quantize as kernels
 from gnnfx import ranks
 from gnnfx.errors import CalibrationError
 from gnnfx.kernels.weight import weight_codes, weight_scale
-from gnnfx.ranges import TrackedRange
+from gnnfx.observers import bucket_factors
+from gnnfx.ranges import MOMENTUM, TrackedRange
 from gnnfx.training_policy import Training
 
 # Activations of a model that starts from nothing grow tenfold within these forwards, which steps
@@ -34,9 +35,12 @@ _WARM_UP = 20
 
 
 class FakeQuantizer(nn.Module):
-    """Rounds one activation, per tensor; in training its range follows the values.
+    """Rounds one activation; in training its range follows the values.
 
-    name: the site, for messages.  Buffers: `scale`, `zero_point`, `frozen` and those of the range.
+    name: the site, for messages.  buckets: of rows, each of which is scaled by a factor of its own
+    before it is rounded, and back.  Buffers: `scale`, `zero_point`, `frozen` and those of the
+    range; with several buckets `reach` and `degree_scale` [buckets], the greatest magnitudes and
+    the factors that follow from them.
     With learned steps these follow the values of the first forwards only, and the step is
     scale * exp(stretch) with the parameter `stretch`, 0-d: an optimizer's step changes it by a
     share of itself, and weight decay draws it back to where it began.
@@ -45,9 +49,15 @@ class FakeQuantizer(nn.Module):
     scale: Tensor
     zero_point: Tensor
     frozen: Tensor
+    reach: Tensor
+    degree_scale: Tensor
 
-    def __init__(self, name: str, bits: int, training: Training) -> None:
+    def __init__(self, name: str, bits: int, training: Training, buckets: int = 1) -> None:
         super().__init__()
+        self.by_degree = buckets > 1
+        if self.by_degree:
+            self.register_buffer("reach", torch.zeros(buckets))
+            self.register_buffer("degree_scale", torch.ones(buckets))
         self.name = name
         self.bits = bits
         self.policy = training
@@ -62,24 +72,32 @@ class FakeQuantizer(nn.Module):
         return f"{self.name}, bits={self.bits}, {self.policy.estimator}"
 
     def forward(
-        self, x: Tensor, protected: Tensor | None = None, owner: Tensor | None = None
+        self,
+        x: Tensor,
+        protected: Tensor | None = None,
+        owner: Tensor | None = None,
+        bucket: Tensor | None = None,
     ) -> Tensor:
         """`x` [rows, ...] rounded, but in training for the rows of nodes that are `protected` [N].
 
-        Rows are nodes, or `owner` [rows] names the node of each.
+        Rows are nodes, or `owner` [rows] names the node of each; `bucket` [rows] is each row's.
         Raises CalibrationError in eval mode if training has shown no value yet.
         """
         if protected is not None and owner is not None:
             protected = protected.index_select(0, owner)
         if self.training:
-            self._follow(x, protected)
+            self._follow(x, protected, bucket)
         elif not bool(self.range.seen):
             raise CalibrationError(
                 f"the quantizer of value {self.name!r} has seen no values; run the prepared "
                 f"module in train mode before eval mode"
             )
         rows = None if protected is None or not self.training else protected.nonzero()[:, 0]
-        return _Round.apply(x, *self.qparams(), self.bits, self.policy.estimator, rows)  # type: ignore[no-untyped-call, no-any-return]
+        rule = (*self.qparams(), self.bits, self.policy.estimator, rows)
+        if bucket is None:
+            return _Round.apply(x, *rule)  # type: ignore[no-untyped-call, no-any-return]
+        factor = self.degree_scale[bucket].view(-1, *(1,) * (x.dim() - 1))
+        return _Round.apply(x * factor, *rule) * factor.reciprocal()  # type: ignore[no-untyped-call, no-any-return]
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32, 0-d) and zero point (int32, 0-d) as the integer kernels take them."""
@@ -90,17 +108,39 @@ class FakeQuantizer(nn.Module):
         return scale, zero_point
 
     @torch.no_grad()
-    def _follow(self, x: Tensor, protected: Tensor | None) -> None:
+    def _follow(self, x: Tensor, protected: Tensor | None, bucket: Tensor | None) -> None:
         """Update the range and, unless the step is learned, the scale with it."""
         learned = self.policy.estimator == "learned-step"
         if bool(self.frozen) or (learned and int(self.range.seen) >= _WARM_UP):
             return
-        self.range.update(x.detach(), protected)
+        x = x.detach()
+        if bucket is not None:
+            self._follow_reach(x.flatten(1), protected, bucket)
+            x = x * self.degree_scale[bucket].view(-1, *(1,) * (x.dim() - 1))
+        self.range.update(x, protected)
         low, high = self.range.lo.clamp(max=0), self.range.hi.clamp(min=0)
         symmetric = self.policy.symmetric and bool(low < 0)
         scale, zero_point = kernels.qparams_of_range(low, high, self.bits, symmetric)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
+
+    def _follow_reach(self, rows: Tensor, protected: Tensor | None, bucket: Tensor) -> None:
+        """Let the greatest magnitude of each bucket follow `rows` [R, C], and the factors it."""
+        found = torch.zeros_like(self.reach)
+        if rows.numel():
+            highest = rows.abs().amax(1).float()
+            if protected is not None:
+                highest = highest.masked_fill(protected, 0.0)
+            found = found.scatter_reduce(0, bucket, highest, "amax")
+        if ranks.count() > 1:
+            found = ranks.join(found, found)[1]
+        if self.policy.observer in ("minmax", "percentile"):
+            merged = torch.maximum(self.reach, found)
+        else:
+            merged = torch.lerp(self.reach, found, MOMENTUM)
+            merged = torch.where(self.reach == 0, found, merged)
+        self.reach.copy_(torch.where(found > 0, merged, self.reach))
+        self.degree_scale.copy_(bucket_factors(self.reach))
 
 
 class DynamicQuantizer(nn.Module):

@@ -115,22 +115,25 @@ def new_graphs(edge_index: Tensor) -> Callable[[], Tensor]:
     return rotate
 
 
-def peak_bytes(call: Callable[[], object], *, repeats: int = 3, device: str = "cpu") -> int:
+def peak_bytes(
+    call: Callable[[], object], *, repeats: int = 3, device: str = "cpu", warmup: bool = True
+) -> int:
     """Bytes that one call adds to the process at its highest point, its result included.
 
     On a CUDA device this is what PyTorch's allocator counts.  On the CPU it is the growth of the
     resident set, so it sees every allocator (torch, numpy, Numba, oneDNN): free heap pages are
     first returned to the system (`malloc_trim`), then Linux is asked to forget the highest resident
     set so far (`/proc/self/clear_refs`), and after the call the new highest value (`VmHWM`) is
-    compared with the resident set from before.  The call is run once unmeasured, and the median of
-    `repeats` calls is returned.
+    compared with the resident set from before.  The median of `repeats` calls is returned; before
+    them, `warmup` runs the call once unmeasured.
 
     Limits: memory that is reserved but never written is not counted; the kernel counts pages per
     thread in batches, so differences below about 1 MB are noise; other threads of the process are
     counted too.  Where the highest value cannot be reset (not Linux, or not permitted) a thread
     samples the resident set every 0.5 ms instead, which can miss short peaks.
     """
-    call()
+    if warmup:
+        call()
     measure = _cuda_growth if device.startswith("cuda") else _resident_growth
     return int(statistics.median(measure(call) for _ in range(repeats)))
 

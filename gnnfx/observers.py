@@ -152,6 +152,35 @@ def make_observer(quantize: Quantize, bits: int) -> Observer:
             return MSEObserver(bits)
 
 
+def bucket_name(name: str, bucket: int) -> str:
+    """What the range of one bucket of the rows of the value `name` goes by."""
+    return f"{name}[{bucket}]"
+
+
+def bucket_factors(reach: Tensor) -> Tensor:
+    """Factors [B] that let all buckets of rows reach as far as the one that reaches farthest.
+
+    reach: greatest magnitude in each bucket, float32 [B]; 0 where nothing is known, and then the
+        factor is that of the nearest bucket of which something is.
+    """
+    known = reach > 0
+    if not bool(known.any()):
+        return torch.ones_like(reach)
+    number = torch.arange(len(reach), device=reach.device)
+    distance = (number[:, None] - number).abs().float().masked_fill(~known, float("inf"))
+    return reach.max() / reach[distance.argmin(1)]
+
+
+def shared_range(ranges: dict[int, Range], buckets: int) -> tuple[Tensor, Range]:
+    """Factors [buckets] for rows of each bucket, and the range that all share once scaled."""
+    reach = torch.zeros(buckets)
+    for bucket, (lo, hi) in ranges.items():
+        reach[bucket] = max(-lo, hi, 0.0)
+    factors = bucket_factors(reach)
+    scaled = [(lo * float(factors[b]), hi * float(factors[b])) for b, (lo, hi) in ranges.items()]
+    return factors, (min(lo for lo, _ in scaled), max(hi for _, hi in scaled))
+
+
 def qparams_of(lo: float, hi: float, bits: int) -> tuple[float, int]:
     """Scale and zero point of a static range.
 

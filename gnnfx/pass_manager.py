@@ -54,6 +54,8 @@ class PassContext:
 
     ranges: observed (lowest, highest) of each observed value, by observer name.
     qparams: scale and zero point of each observed value that training has found, by observer name.
+    degree_scales: factor of the rows of each bucket of in-degrees that training has found, by
+        observer name.
     weight_scales: step of each output channel [O] that training has found, by weight name.
     densities: share of values that are not zero in each input of the user's example.
     example: inputs of the program from the user's example, or None if there was none.
@@ -67,6 +69,7 @@ class PassContext:
     policy: Policy = field(default_factory=Policy)
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     qparams: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    degree_scales: dict[str, Tensor] = field(default_factory=dict)
     weight_scales: dict[str, Tensor] = field(default_factory=dict)
     densities: dict[str, float] = field(default_factory=dict)
     example: tuple[Any, ...] | None = None

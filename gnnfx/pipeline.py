@@ -5,14 +5,18 @@ from __future__ import annotations
 from gnnfx.pass_manager import Pass
 from gnnfx.passes.canonicalize import Canonicalize
 from gnnfx.passes.choose_qparams import ChooseQparams
+from gnnfx.passes.distribute_linear import DistributeLinear
+from gnnfx.passes.drop_unit_axes import DropUnitAxes
 from gnnfx.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from gnnfx.passes.fold_attention_scores import FoldAttentionScores
 from gnnfx.passes.fold_batch_norm import FoldBatchNorm
+from gnnfx.passes.fold_channel_scale import FoldChannelScale
 from gnnfx.passes.fold_constants import FoldConstants
 from gnnfx.passes.fold_quantization import FoldQuantization
 from gnnfx.passes.fuse_aggregate import FuseAggregate
 from gnnfx.passes.fuse_attention import FuseAttention
 from gnnfx.passes.fuse_epilogue import FuseEpilogue
+from gnnfx.passes.fuse_reductions import FuseReductions
 from gnnfx.passes.fuse_requantize import FuseRequantize
 from gnnfx.passes.fuse_self_loops import FuseSelfLoops
 from gnnfx.passes.insert_observers import InsertObservers
@@ -25,6 +29,7 @@ from gnnfx.passes.prune_channels import PruneChannels
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
 from gnnfx.passes.remark_input_reads import RemarkInputReads
+from gnnfx.passes.scale_by_degree import ScaleByDegree
 from gnnfx.passes.select_csr_linear import SelectCsrLinear
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
 from gnnfx.passes.separate_norm import SeparateNorm
@@ -48,6 +53,10 @@ def float_passes(policy: Policy) -> list[Pass]:
         *([Prune(), PruneChannels()] if policy.prune is not None else []),
         FoldBatchNorm(),
         FoldAttentionScores(),
+        DropUnitAxes(),
+        DistributeLinear(),
+        EliminateCommonSubexpressions(),
+        FuseReductions(),
         FoldConstants(),
         FuseAggregate(),
         FuseAttention(),
@@ -74,7 +83,7 @@ def lower_passes() -> list[Pass]:
 
 def observe_passes() -> list[Pass]:
     """From a float program to one whose integer inputs are marked for calibration."""
-    return [SeparateNorm(), EliminateCommonSubexpressions(), InsertObservers()]
+    return [SeparateNorm(), EliminateCommonSubexpressions(), InsertObservers(), ScaleByDegree()]
 
 
 def quantize_passes() -> list[Pass]:
@@ -83,6 +92,7 @@ def quantize_passes() -> list[Pass]:
         ChooseQparams(),
         EliminateCommonSubexpressions(),
         FoldQuantization(),
+        FoldChannelScale(),
         FuseEpilogue(),
         FuseRequantize(),
         RemarkInputReads(),

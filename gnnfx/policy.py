@@ -47,6 +47,9 @@ class Quantize:
 
     observer: how static activation ranges are chosen from calibration data.
     percentile: share of values inside the range, for observer='percentile'.
+    scales: one scale for all rows of a value ('tensor'), or one for the nodes of each 'degree'
+        (in-degrees of as many binary digits), where rows are not summed together: in front of
+        linear layers.  Needs calibration or training.
     layers: run integers where they are 'faster', or in 'all' layers that have integer kernels.
     training: how `gnnfx.prepare` trains with rounding.
     overrides: other widths by pattern of the layer's module path, as for `Policy.skip`; the last
@@ -57,6 +60,7 @@ class Quantize:
     activation_bits: Literal[8, 4, 2] = 8
     observer: Observer = "minmax"
     percentile: float = 0.999
+    scales: Literal["tensor", "degree"] = "tensor"
     layers: Literal["faster", "all"] = "faster"
     training: Training = field(default_factory=Training)
     overrides: Mapping[str, Bits] = field(default_factory=dict)
@@ -64,6 +68,7 @@ class Quantize:
     def __post_init__(self) -> None:
         _check("weight_bits", self.weight_bits, (8, 4, 2))
         _check("activation_bits", self.activation_bits, (8, 4, 2))
+        _check("scales", self.scales, ("tensor", "degree"))
         _check("layers", self.layers, ("faster", "all"))
         _check("observer", self.observer, ("minmax", "moving-average", "percentile", "mse"))
         if not 0.5 < self.percentile <= 1.0:

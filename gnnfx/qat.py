@@ -1,5 +1,7 @@
 """Quantized training compared with float and with quantization after training, on one data set.
 
+The methods whose names end in -degree give each bucket of in-degrees its own scale.
+
 What the table shows is the test accuracy of the program that runs: the prepared module in
 float32, otherwise the integer module that `convert` or `optimize` gives; only DQ-paper, which
 rounds where Degree-Quant's own code does, is simulated.  Models are selected on validation only.
@@ -12,7 +14,7 @@ import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from rich.console import Console
@@ -30,8 +32,8 @@ from gnnfx.policy import PRESETS, Policy, Quantize
 from gnnfx.prepare import convert, prepare
 from gnnfx.training_policy import Training
 
-Method = Literal["FP32", "PTQ", "QAT", "DQ", "DQ-paper"]
-METHODS: tuple[Method, ...] = ("FP32", "PTQ", "QAT", "DQ", "DQ-paper")
+Method = Literal["FP32", "PTQ", "PTQ-degree", "QAT", "DQ", "DQ-degree", "DQ-paper"]
+METHODS: tuple[Method, ...] = get_args(Method)
 EXECUTED: tuple[Method, ...] = ("FP32", "PTQ", "QAT", "DQ")
 MODELS = ("GCN", "SAGE", "GIN", "GAT")
 QUICK_EPOCHS = 20
@@ -179,7 +181,7 @@ class _Trainer:
     def train(self, method: Method, bits: int) -> tuple[int, float, float]:
         """Best epoch, validation accuracy and test accuracy."""
         data = self._data
-        if method in ("FP32", "PTQ"):
+        if method in ("FP32", "PTQ", "PTQ-degree"):
             self._float = self._float or self._finetune(PRESETS["fp32"])
             prepared, best = self._float
         else:
@@ -218,27 +220,33 @@ def executed(
 
     build: makes the model that was trained.  calibration: the arguments of a call.
     """
-    if method in ("QAT", "DQ"):
+    if method in ("QAT", "DQ", "DQ-degree"):
         return convert(prepared)
-    if method != "PTQ":
+    if method not in ("PTQ", "PTQ-degree"):
         return prepared.eval()
     module = build()
     module.load_state_dict(prepared.state_dict())
-    after = Policy(Quantize(bits, bits, observer="mse", layers="all"))  # type: ignore[arg-type]
+    scales = _scales(method)
+    after = Policy(Quantize(bits, bits, observer="mse", scales=scales, layers="all"))  # type: ignore[arg-type]
     return optimize(module.eval(), after, calibration, calibration=[calibration])
 
 
 def policy(method: Method, bits: int) -> Policy:
     """What `prepare` trains under."""
-    if method in ("FP32", "PTQ"):
+    if method in ("FP32", "PTQ", "PTQ-degree"):
         return PRESETS["fp32"]  # quantization comes after training
     training = Training()
-    if method in ("DQ", "DQ-paper"):
+    if method in ("DQ", "DQ-degree", "DQ-paper"):
         preset = PRESETS["int8-dq" if bits == 8 else "int4-dq"].quantize
         assert preset is not None
         placement: Literal["kernels", "paper"] = "paper" if method == "DQ-paper" else "kernels"
         training = replace(preset.training, placement=placement)
-    return Policy(Quantize(bits, bits, layers="all", training=training))  # type: ignore[arg-type]
+    rounded = Quantize(bits, bits, scales=_scales(method), layers="all", training=training)  # type: ignore[arg-type]
+    return Policy(rounded)
+
+
+def _scales(method: Method) -> Literal["tensor", "degree"]:
+    return "degree" if method.endswith("-degree") else "tensor"
 
 
 def build(model: str, features: int, classes: int) -> nn.Module:

@@ -18,7 +18,7 @@ from gnnfx import ranks
 from gnnfx.kernels.quantize import code_range
 from gnnfx.training_policy import Training
 
-_MOMENTUM = 0.01
+MOMENTUM = 0.01
 _CANDIDATES = 64
 
 
@@ -59,7 +59,7 @@ class TrackedRange(nn.Module):
         if self.policy.observer in ("minmax", "percentile"):
             merged = torch.minimum(self.lo, low), torch.maximum(self.hi, high)
         else:
-            merged = torch.lerp(self.lo, low, _MOMENTUM), torch.lerp(self.hi, high, _MOMENTUM)
+            merged = torch.lerp(self.lo, low, MOMENTUM), torch.lerp(self.hi, high, MOMENTUM)
         first = self.seen == 0
         self.lo.copy_(torch.where(first, low, merged[0]))
         self.hi.copy_(torch.where(first, high, merged[1]))

@@ -16,7 +16,7 @@ def count() -> int:
 
 
 def join(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The lowest and the highest value of all processes, float 0-d."""
+    """The lowest and the highest value of all processes, float of one shape."""
     ends = torch.stack([-low, high])
     distributed.all_reduce(ends, distributed.ReduceOp.MAX)
     return -ends[0], ends[1]

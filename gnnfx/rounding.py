@@ -59,8 +59,10 @@ def _site(
 ) -> Site:
     x = before[observe.name].flatten(1) if observe.shape[1:] else before[observe.name][:, None]
     y = after[codes.name].view(x.shape)
-    args = codes.args
+    args = codes.args if codes.op == "fake_quantize" else codes.args["self"].args
     scale, zero_point = (after[args[part].name] for part in ("scale", "zero_point"))
+    if codes.op != "fake_quantize":
+        scale = scale / after[args["row_scale"].name][:, None]  # each row's own
     low, high = ((end - zero_point) * scale for end in code_range(args["bits"]))
     outside = (x < low - scale / 2) | (x > high + scale / 2)
     ranges = []

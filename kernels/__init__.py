@@ -9,6 +9,8 @@ if __name__ != "gnnfx.kernels":
 from gnnfx.kernels import (
     aggregate,
     aggregate_linear,
+    aggregate_many,
+    aggregate_messages,
     attention,
     compress,
     csr_linear,
@@ -29,6 +31,8 @@ from gnnfx.kernels import (
 __all__ = [
     "aggregate",
     "aggregate_linear",
+    "aggregate_many",
+    "aggregate_messages",
     "attention",
     "compress",
     "csr_linear",

@@ -30,7 +30,7 @@ from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams
 _TORCH_REDUCE = {"max": "amax", "min": "amin"}
 
 
-def _reduce_rows(messages: Tensor, rowptr: Tensor, reduce: str) -> Tensor:
+def reduce_rows(messages: Tensor, rowptr: Tensor, reduce: str) -> Tensor:
     """Messages [E, ...] to [N, ...]; a mean is divided by the caller."""
     rows = row_of_edge(rowptr, messages.shape[0])
     out = messages.new_zeros((rowptr.shape[0] - 1, *messages.shape[1:]))
@@ -61,7 +61,7 @@ def aggregate_reference(
     messages = x.index_select(0, src)
     if weight is not None:
         messages = messages * weight.view(*weight.shape, *(1,) * (x.dim() - weight.dim()))
-    total = _reduce_rows(messages, rowptr, reduce)
+    total = reduce_rows(messages, rowptr, reduce)
     if reduce == "mean":
         total = total / degrees(rowptr).view(-1, *(1,) * (x.dim() - 1))
     self_term = None if self_weight is None else self_weight * x[:num_rows]
@@ -117,10 +117,11 @@ def aggregate_cost(
     """Each edge reads a row of x and does one or two operations a channel; rows are written."""
     num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
     channels = x.shape[1:].numel()
-    gathered = (edges + (num_rows if self_weight is not None else 0)) * channels * 4
-    read = num_bytes(rowptr, src, weight, row_scale, self_weight, bias, residual)
+    gathered = edges * channels * 4
+    own = num_rows * channels * 4 if self_weight is not None else 0
+    read = num_bytes(rowptr, src, weight, row_scale, self_weight, bias, residual) + own
     flops = edges * channels * (1 if weight is None else 2)
-    return Cost(flops, gathered + read + 4 * num_rows * channels)
+    return Cost(flops, gathered + read + 4 * num_rows * channels, gathered)
 
 
 def aggregate_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
@@ -186,7 +187,7 @@ def quantized_aggregate_reference(
     if weight is not None and weight_scale is not None:
         messages = messages * weight.long()[:, None]
         multiplier = scale * weight_scale
-    total = _reduce_rows(messages, rowptr, reduce).float()
+    total = reduce_rows(messages, rowptr, reduce).float()
     if reduce == "mean":
         total = total / degrees(rowptr)[:, None]
     self_term = None if self_weight is None else self_weight * (scale * steps[:num_rows].float())
@@ -275,11 +276,13 @@ def quantized_aggregate_cost(
 ) -> Cost:
     """Each edge reads a row of codes and does one or two operations a channel."""
     num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
-    gathered = (edges + (num_rows if self_weight is not None else 0)) * x.shape[1]
-    read = num_bytes(rowptr, src, weight, scale, zero_point, weight_scale, row_scale, self_weight)
+    gathered = edges * x.shape[1]
+    read = num_rows * x.shape[1] if self_weight is not None else 0
+    read += num_bytes(rowptr, src, weight, scale, zero_point, weight_scale, row_scale, self_weight)
     read += num_bytes(bias, residual, out_scale, out_zero_point)
     flops = edges * channels * (1 if weight is None else 2)
-    return Cost(flops, gathered + read + result_bytes(num_rows, channels, out_scale, out_bits))
+    moved = gathered + read + result_bytes(num_rows, channels, out_scale, out_bits)
+    return Cost(flops, moved, gathered)
 
 
 def quantized_aggregate_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:

@@ -197,7 +197,8 @@ def cost(
     )
     # Written and read by the two ops, and the qparams between them, which are read once here.
     between = 2 * rows * channels + mid_scale.element_size() + mid_zero_point.element_size()
-    return Cost(first.flops + second.flops, first.bytes + second.bytes - between)
+    moved = first.bytes + second.bytes - between
+    return Cost(first.flops + second.flops, moved, first.gathered)
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:

@@ -105,7 +105,7 @@ def attend_gat_cost(
     gathered = edges * heads * (channels * x.element_size() + a_src.element_size())
     written = 4 * (rowptr.shape[0] - 1) * heads * channels
     moved = gathered + num_bytes(a_dst, rowptr, src, a_edge) + written
-    return Cost(edges * heads * (8 + 2 * channels), moved)
+    return Cost(edges * heads * (8 + 2 * channels), moved, gathered)
 
 
 def quantized_attend_gat_reference(
@@ -205,7 +205,7 @@ def attend_gatv2_cost(
     gathered = edges * heads * channels * x_src.element_size()
     written = 4 * (rowptr.shape[0] - 1) * heads * channels
     moved = gathered + num_bytes(x_dst, att, rowptr, src) + written
-    return Cost(edges * heads * (6 + 6 * channels), moved)
+    return Cost(edges * heads * (6 + 6 * channels), moved, gathered)
 
 
 def quantized_attend_gatv2_reference(

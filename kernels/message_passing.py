@@ -29,7 +29,8 @@ def gather_fake(x: Tensor, index: Tensor) -> Tensor:
 
 def gather_cost(x: Tensor, index: Tensor) -> Cost:
     row = x.element_size() * int(x[0].numel() if x.shape[0] else 0)
-    return Cost(flops=0, bytes=index.shape[0] * (2 * row + index.element_size()))
+    edges = index.shape[0]
+    return Cost(0, edges * (2 * row + index.element_size()), gathered=edges * row)
 
 
 def gather_samples(device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
@@ -83,8 +84,8 @@ def edge_softmax_fake(logits: Tensor, index: Tensor, num_rows: int) -> Tensor:
 
 
 def edge_softmax_cost(logits: Tensor, index: Tensor, num_rows: int) -> Cost:
-    """Logits are read twice and written once; about four operations for each."""
-    moved = 3 * logits.numel() * logits.element_size() + index.numel() * index.element_size()
+    """About four operations an edge and head; logits are read and as many values are written."""
+    moved = 2 * logits.numel() * logits.element_size() + index.numel() * index.element_size()
     return Cost(flops=4 * logits.numel(), bytes=moved)
 
 

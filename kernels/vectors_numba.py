@@ -337,12 +337,46 @@ def leaky_relu(typingctx, value, slope):
 
 
 @intrinsic
+def where_positive(typingctx, value, left, right):
+    """left where value is positive, else right."""
+
+    def codegen(context, builder, sig, args):
+        zero = ir.Constant(value.llvm, None)
+        return builder.select(builder.fcmp_ordered(">", args[0], zero), args[1], args[2])
+
+    return left(value, left, left), codegen
+
+
+@intrinsic
 def zero_for_nan(typingctx, value):
     """value, with 0 for NaN."""
 
     def codegen(context, builder, sig, args):
         number = builder.fcmp_ordered("==", args[0], args[0])
         return builder.select(number, args[0], ir.Constant(value.llvm, None))
+
+    return value(value), codegen
+
+
+@intrinsic
+def zero_up_to(typingctx, value, limit):
+    """value, with 0 where it is at most limit; NaN stays."""
+
+    def codegen(context, builder, sig, args):
+        small = builder.fcmp_ordered("<=", *args)
+        return builder.select(small, ir.Constant(value.llvm, None), args[0])
+
+    return value(value, limit), codegen
+
+
+@intrinsic
+def root(typingctx, value):
+    """Square roots, rounded once."""
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(value.llvm, [value.llvm])
+        name = f"llvm.sqrt.v{value.lanes}f32"
+        return builder.call(builder.module.declare_intrinsic(name, (), kind), args)
 
     return value(value), codegen
 

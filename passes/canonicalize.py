@@ -1,4 +1,4 @@
-"""One spelling for each thing: no copies, no reshapes to the same shape, no multiplication by 1.
+"""One spelling for each thing: no copies, no parts that are the whole, no factors of 1.
 
     c: f32[N, 8] = aten.clone.default(x)
     w: f32[E] = aten.mul.Tensor(v, ones)
@@ -11,6 +11,7 @@ and every use of w uses v.
 
 from __future__ import annotations
 
+import sys
 from typing import TypeGuard
 
 from gnnfx.ir.patterns import constant_value
@@ -27,6 +28,7 @@ _COPIES = {
     "dropout",
 }
 _SAME_SHAPE = {"aten.view.default", "aten.reshape.default", "aten.expand.default"}
+_WHOLES = {"aten.slice.Tensor", "aten.repeat.default", "aten.cat.default"}
 _CASTS = {"aten._to_copy.default", "aten.to.dtype", "aten.to.device", "aten.to.dtype_layout"}
 _NEUTRAL = {"aten.mul.Tensor": 1.0, "aten.add.Tensor": 0.0, "aten.div.Tensor": 1.0}
 
@@ -59,6 +61,8 @@ def _same_value(instr: Instr) -> Instr | None:
         return _operand(instr.arg) if _strides(instr) == _strides(instr.arg) else None
     if instr.op == "aten.copy.default" and (source := instr.args["src"]).type == instr.type:
         return _operand(source) if _strides(instr) == _strides(source) else None
+    if instr.op in _WHOLES and instr.type == _first(instr).type and _is_whole(instr):
+        return _first(instr)
     if instr.op in _SAME_SHAPE | _CASTS and instr.arg.type == instr.type:
         same_device = instr.fake.device == instr.arg.fake.device
         return _operand(instr.arg) if same_device else None
@@ -71,6 +75,22 @@ def _same_value(instr: Instr) -> Instr | None:
         if commutes and constant_value(left) == neutral and _is_like(right, instr):
             return right
     return None
+
+
+def _first(instr: Instr) -> Instr:
+    """The tensor that `instr` takes a part of, repeats, or joins with others."""
+    value: Instr = instr.arg[0] if isinstance(instr.arg, list) else instr.arg
+    return value
+
+
+def _is_whole(instr: Instr) -> bool:
+    """Whether a slice takes all there is, a repetition repeats once, or one tensor is joined."""
+    if instr.op == "aten.slice.Tensor":
+        start, end, step = (instr.args[k] for k in ("start", "end", "step"))
+        return start in (None, 0) and (end is None or end == sys.maxsize) and step == 1
+    if instr.op == "aten.repeat.default":
+        return all(count == 1 for count in instr.args["repeats"])
+    return len(instr.arg) == 1
 
 
 def _is_like(value: object, instr: Instr) -> TypeGuard[Instr]:

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import torch
 
+from gnnfx.errors import PolicyError
 from gnnfx.ir.patterns import row_vector
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
+from gnnfx.kernels.degree import DEGREE_BUCKETS
 from gnnfx.kernels.quantize import pack
 from gnnfx.kernels.weight import weight_codes, weight_scale
-from gnnfx.observers import qparams_of
+from gnnfx.observers import bucket_name, qparams_of, shared_range
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 from gnnfx.policy import Quantize
 
@@ -45,8 +47,36 @@ class ChooseQparams(Pass):
                     _quantize_weight(rewriter, user, ctx, weights, widths)
                 elif user.op == "aggregate" and user.args["weight"] is not None:
                     _quantize_edge_weight(rewriter, user)
-            rewriter.replace(observe, _fake_quantize(rewriter, observe, ctx))
+            if observe.args["bucket"] is not None:
+                rewriter.replace(observe, _scaled_by_degree(rewriter, observe, ctx))
+            else:
+                rewriter.replace(observe, _fake_quantize(rewriter, observe, ctx))
         return rewriter.finish()
+
+
+def _scaled_by_degree(rewriter: Rewriter, observe: Instr, ctx: PassContext) -> Instr:
+    """Each row scaled by its bucket before it is rounded, and back: fake_quantize(x * r) / r."""
+    name, bits = observe.args["name"], observe.args["bits"]
+    if name in ctx.degree_scales:
+        factors, (number, zero_point) = ctx.degree_scales[name], ctx.qparams[name]
+    else:
+        names = {bucket_name(name, b): b for b in range(DEGREE_BUCKETS)}
+        found = {b: ctx.ranges[n] for n, b in names.items() if n in ctx.ranges}
+        if not found:
+            raise PolicyError(
+                f"scales='degree' needs the ranges of value {name!r} by degree; pass calibration"
+            )
+        factors, shared = shared_range(found, DEGREE_BUCKETS)
+        number, zero_point = _typed(*qparams_of(*shared, bits))
+    tensors = {"degree_scale": factors, "scale": number, "zero_point": zero_point}
+    by_bucket, scale, zero = (
+        rewriter.param(observe, f"{name}.{part}", tensor) for part, tensor in tensors.items()
+    )
+    factor = rewriter.insert(observe, "gather", by_bucket, observe.args["bucket"])
+    coded = rewriter.insert(observe, "fake_quantize", observe.arg, scale, zero, bits, factor)
+    back = rewriter.insert(observe, "aten.reciprocal.default", factor)
+    column = rewriter.insert(observe, "aten.view.default", back, [-1, 1])
+    return rewriter.insert(observe, "aten.mul.Tensor", coded, column)
 
 
 def _fake_quantize(rewriter: Rewriter, observe: Instr, ctx: PassContext) -> Instr:

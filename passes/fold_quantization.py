@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gnnfx.ir.patterns import row_vector
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Pass, PassContext
@@ -68,7 +69,8 @@ class _Folder:
 
 
 def _fold_linear(folder: _Folder, linear: Instr) -> Instr | None:
-    quantized, weight = folder.codes(linear.arg), linear.args["weight"]
+    value, row_scale = _scaled_back(linear.arg)
+    quantized, weight = folder.codes(value), linear.args["weight"]
     if quantized is None or weight.op != "dequantize_weight":
         return None
     x, scale, zero_point, bits = quantized
@@ -85,7 +87,18 @@ def _fold_linear(folder: _Folder, linear: Instr) -> Instr | None:
         linear.args["bias"],
         bits=bits,
         weight_bits=weight_bits,
+        row_scale=row_scale,
     )
+
+
+def _scaled_back(value: Instr) -> tuple[Instr, Instr | None]:
+    """(codes, 1 / r) of codes that each row's scale r is divided out of again."""
+    if value.op != "aten.mul.Tensor" or (codes := value.args["self"]).op != "fake_quantize":
+        return value, None
+    back = row_vector(value.args["other"])
+    if back is None or back.op != "aten.reciprocal.default":
+        return value, None
+    return (codes, back) if back.arg == codes.args["row_scale"] else (value, None)
 
 
 def _fold_aggregate(folder: _Folder, aggregate: Instr) -> Instr | None:
@@ -116,6 +129,15 @@ def _fold_aggregate(folder: _Folder, aggregate: Instr) -> Instr | None:
     )
 
 
+def _fold_aggregate_many(folder: _Folder, aggregate: Instr) -> Instr | None:
+    x, rowptr, src, reduces, x_dst = aggregate.args.values()
+    if (quantized := folder.codes(x)) is None:
+        return None
+    codes, scale, zero_point, bits = quantized
+    args = (codes, scale, zero_point, rowptr, src, x.shape[-1], reduces, x_dst)
+    return folder.rewriter.insert(aggregate, "quantized_aggregate_many", *args, bits=bits)
+
+
 def _fold_gat(folder: _Folder, attend: Instr) -> Instr | None:
     x, *rest = attend.args.values()
     if (quantized := folder.codes(x)) is None:
@@ -134,6 +156,7 @@ def _fold_gatv2(folder: _Folder, attend: Instr) -> Instr | None:
 _FOLDS = {
     "aten.linear.default": _fold_linear,
     "aggregate": _fold_aggregate,
+    "aggregate_many": _fold_aggregate_many,
     "attend_gat": _fold_gat,
     "attend_gatv2": _fold_gatv2,
 }

@@ -42,18 +42,20 @@ class FuseEpilogue(Pass):
             if (reason := used_elsewhere(producer, instr)) is not None:
                 ctx.missed(instr, reason)
                 continue
-            args = {**producer.args, **_as_scalar(rewriter, instr, changes)}
+            args = {**producer.args, **_reshaped(rewriter, instr, changes)}
             fused = rewriter.insert(instr, producer.op, **args, like=producer)
             rewriter.replace(instr, fused)
         return rewriter.finish()
 
 
-def _as_scalar(rewriter: Rewriter, instr: Instr, changes: dict[str, Any]) -> dict[str, Any]:
-    """The changes with a self weight as a 0-d value, however the model shapes it."""
-    weight = changes.get("self_weight")
-    if weight is None or not weight.shape:
-        return changes
-    return {**changes, "self_weight": rewriter.insert(instr, "aten.view.default", weight, [])}
+def _reshaped(rewriter: Rewriter, instr: Instr, changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes with a self weight as a 0-d value and row scales as a vector."""
+    for name, size in (("self_weight", []), ("row_scale", [-1])):
+        value = changes.get(name)
+        if value is not None and len(value.shape) != len(size):
+            view = rewriter.insert(instr, "aten.view.default", value, size)
+            return {**changes, name: view}
+    return changes
 
 
 def _match(instr: Instr) -> tuple[Instr, dict[str, Any]] | None:
@@ -107,7 +109,10 @@ def _self_weight(value: Instr, x: Instr) -> Instr | None:
 def _mul(producer: Instr, other: Instr) -> dict[str, Any] | None:
     args = producer.args
     # A vector by itself would scale channels; a column scales rows.
+    column = other.shape == (producer.shape[0], 1)
     scale = row_vector(other) if len(other.shape) == len(producer.shape) else None
+    if scale is None and column:
+        scale = other
     taken = ("row_scale", "bias", "residual", "self_weight")
     if scale is None or "row_scale" not in args or any(args.get(k) is not None for k in taken):
         return None

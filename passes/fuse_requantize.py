@@ -17,7 +17,7 @@ from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Pass, PassContext
 
-_PRODUCERS = {"quantized_linear", "quantized_aggregate"}
+_PRODUCERS = {"quantized_linear", "quantized_aggregate", "quantized_aggregate_many"}
 
 
 class FuseRequantize(Pass):
@@ -51,6 +51,8 @@ def _refusal(producer: Instr, quantize: Instr) -> str | None:
     for name in ("scale", "zero_point"):
         if quantize.args[name].op == "getitem":
             return "its range is computed from the float result each time (no calibration)"
+    if quantize.args["row_scale"] is not None and "row_scale" not in args:
+        return f"{producer.op} does not scale rows"
     if quantize.args["row_scale"] is not None and not _commutes_with_rows(args):
         return "its rows are scaled after a bias, a residual or an activation"
     return None

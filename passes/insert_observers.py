@@ -25,6 +25,7 @@ from gnnfx.policy import Policy, matches
 _OPERANDS = {
     "aten.linear.default": ("input",),
     "aggregate": ("x",),
+    "aggregate_many": ("x",),
     "attend_gat": ("x",),
     "attend_gatv2": ("x_src", "x_dst"),
 }

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch_geometric.nn as pyg
-from torch import Tensor
+from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 
 import gnnfx
 from gnnfx.agreement import disagreement, is_as_exact
+from gnnfx.errors import MismatchError, UnstableError
+from gnnfx.frontend.trace import Traced, trace
+from gnnfx.ir.program import Program
+from gnnfx.verify_outputs import verify_outputs
 
 ONE, TWO = torch.ones(3), torch.full((3,), 2.0)
 NAN = torch.tensor([1.0, float("nan"), 1.0])
@@ -30,6 +36,7 @@ def test_what_does_not(want: Tensor) -> None:
 def test_rounding_excuses_no_other_shape() -> None:
     exact = ONE.double()
     assert is_as_exact(exact, ONE + 1e-3, ONE - 5e-3)
+    assert not is_as_exact(exact, TWO, TWO - 1e-3)
     assert not is_as_exact(exact, ONE + 1e-3, TWO)
     assert not is_as_exact(exact, ONE[:2], ONE)
     assert not is_as_exact(exact, NAN, ONE)
@@ -45,3 +52,55 @@ def test_an_edge_index_that_says_how_many_targets_there_are() -> None:
     with torch.no_grad():
         want, got = model(*call), gnnfx.optimize(model, "fp32", call)(*call)
     torch.testing.assert_close(got, want)
+
+
+class _Best(nn.Module):
+    """Keeps the row with the largest sum over neighbours, of several that are equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = pyg.GCNConv(4, 4)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = self.conv(x, edge_index)
+        return x[h.sum(1).argmax()]
+
+
+def test_a_choice_between_equals_is_left_to_the_model() -> None:
+    """Every node sees the same neighbours, so that the order of sums picks the row."""
+    torch.manual_seed(0)
+    nodes = torch.arange(12)
+    edge_index = torch.cartesian_prod(nodes, nodes).t()
+    call = (torch.randn(12, 4), edge_index)
+    model = _Best().eval()
+    optimized = gnnfx.optimize(model, "fp32", call)
+    assert torch.equal(optimized(*call), model(*call))
+    with pytest.raises(UnstableError, match="rounding decides"):
+        verify_outputs(model, *_another_choice(model, call))
+
+
+def _another_choice(model: nn.Module, call: tuple[Tensor, Tensor]) -> tuple[Traced, Program]:
+    traced = trace(model, call)
+    other = trace(_Shifted(model), call)
+    return replace(traced, checks=({"x": call[0], "edge_index": call[1]},)), other.program
+
+
+class _Shifted(nn.Module):
+    """Picks the next row instead."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        row: Tensor = self.model(x.roll(1, 0), edge_index)
+        return row
+
+
+def test_a_difference_that_noise_does_not_make_is_a_fault() -> None:
+    torch.manual_seed(0)
+    call = (torch.randn(12, 4), torch.randint(0, 12, (2, 40)))
+    model = _Best().eval()
+    with pytest.raises(MismatchError, match="fault of gnnfx") as caught:
+        verify_outputs(model, *_another_choice(model, call))
+    assert not isinstance(caught.value, UnstableError)

@@ -15,6 +15,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
 
 import gnnfx
+from gnnfx.frontend.example import TRACE_SIZES, resize
 
 N, E, SMALL = 20, 60, 7
 
@@ -159,3 +160,14 @@ def test_a_graph_that_a_layer_remembers_is_forgotten(layer: type[nn.Module]) -> 
         model(x, e)
         opt = gnnfx.optimize(model, "fp32", (x, e))
         torch.testing.assert_close(opt(y, f), fresh(y, f), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kinds", [[0, 2], [0, 1, 2], [0, 1, 1]])
+def test_types_of_few_edges_do_not_say_where_graphs_begin(kinds: list[int]) -> None:
+    edges = len(kinds)
+    model = pyg.RGCNConv(4, 4, 3).eval()
+    call = (torch.randn(5, 4), torch.randint(5, (2, edges)), torch.tensor(kinds))
+    inputs = dict(zip(("x", "edge_index", "edge_type"), call, strict=True))
+    resized = resize(inputs, TRACE_SIZES)
+    assert resized["edge_type"].shape[0] == resized["edge_index"].shape[1]
+    torch.testing.assert_close(gnnfx.optimize(model, "fp32", call)(*call), model(*call))

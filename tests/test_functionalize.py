@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn import functional
+from torch_geometric.nn import global_mean_pool
 
 from gnnfx.frontend.trace import trace
 
@@ -95,3 +96,22 @@ def test_programs_hold_no_in_place_op(
     (got,) = program.run(x, edge_index)[:1]
     torch.testing.assert_close(got, want, rtol=0, atol=0)
     assert (not captured_again) is plain
+
+
+class _NormThenPool(nn.Module):
+    """The pooling expands its index to the shape of what the norm gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
+        out: Tensor = global_mean_pool(self.norm(x), batch)
+        return out
+
+
+def test_a_norm_keeps_the_shape_that_others_ask_for() -> None:
+    model = _NormThenPool().eval()
+    call = (torch.randn(6, 4), torch.randint(6, (2, 9)), torch.tensor([0, 0, 0, 1, 1, 1]))
+    (got,) = trace(model, call).program.run(*call)
+    torch.testing.assert_close(got, model(*call))

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.passes",),
     ("gnnfx.frontend", "gnnfx.report", "gnnfx.calibrate", "gnnfx.rounding"),
     ("gnnfx.backend",),
-    ("gnnfx.pipeline", "gnnfx.artifact"),
+    ("gnnfx.pipeline", "gnnfx.artifact", "gnnfx.verify_outputs"),
     ("gnnfx.fallback", "gnnfx.tune"),
     ("gnnfx.api", "gnnfx.compression_report", "gnnfx.compiled_graph"),
     ("gnnfx.dynamo", "gnnfx.prepare", "gnnfx.finetune", "gnnfx.history"),

@@ -136,6 +136,16 @@ class OptimizedModule(nn.Module):
                 )
         return next(iter(results.values())) if len(results) == 1 else results
 
+    def parts(
+        self, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[fx.GraphModule, list[Any]], tuple[fx.GraphModule, list[Any]]]:
+        """What a call runs, with the inputs of each: once per graph, and each time."""
+        leaves = self._inputs.bind(args, kwargs)
+        tensors, sizes = self._inputs.graph(leaves)
+        given = self._inputs.compute(lambda *values: values, tensors, sizes)
+        values = self._cache.lookup(tensors, sizes)
+        return (self._structure, given), (self._feature, [*leaves, *values])
+
     def ir(self) -> str:
         """The optimized program as text."""
         return self._ir

@@ -30,6 +30,7 @@ from gnnfx.frontend.training import trace_training
 from gnnfx.graph_cache import GraphCache
 from gnnfx.ir.program import Program
 from gnnfx.ir.text import dump
+from gnnfx.kernels.degree import DEGREE_BUCKETS
 from gnnfx.pass_manager import PassContext, Remark
 from gnnfx.passes.choose_qparams import weight_bits
 
@@ -71,8 +72,9 @@ class PreparedModule(nn.Module):
             training = quantize.training
             quantizers, weights = nn.ModuleDict(), nn.ModuleDict()
             for observe in origin.program.find("observe"):
-                name = observe.args["name"]
-                quantizers[site(name)] = FakeQuantizer(name, observe.args["bits"], training)
+                name, bits = observe.args["name"], observe.args["bits"]
+                buckets = 1 if observe.args["bucket"] is None else DEGREE_BUCKETS
+                quantizers[site(name)] = FakeQuantizer(name, bits, training, buckets)
             widths = weight_bits(origin.program, quantize)
             for name, param in quantized_weights(origin.program).items():
                 channels, bits = int(param.shape[0]), widths[param.param]

@@ -3,6 +3,7 @@
 Instructions that are the identity in the IR become what they stand for:
 
     observe(x, 'h', rank)        _quantizers.at_h(x, _protect(rank))
+    observe(x, 'h', bucket=b)    _quantizers.at_h(x, bucket=b)
     linear(a, w) of codes        linear(a, _weights.at_w(w))
     dropout(x, p)                functional.dropout(x, p, <module>.training)
     batch norm                   batch_norm(x, ..., <module>.training)
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument
 from torch.nn import functional
 
 from gnnfx.ir.patterns import is_param
@@ -96,8 +98,10 @@ class _Builder:
         if (rank := observe.args["rank"]) is not None:
             args.append(self._mask(self._of(rank)))
             args += [self._of(owner)] if (owner := observe.args["owner"]) is not None else []
+        bucket = observe.args["bucket"]
+        named: dict[str, Argument] = {} if bucket is None else {"bucket": self._of(bucket)}
         target = f"{QUANTIZERS}.{site(observe.args['name'])}"
-        return self.graph.call_module(target, tuple(args))
+        return self.graph.call_module(target, tuple(args), named)
 
     def _mask(self, rank: fx.Node) -> fx.Node:
         if self._each_layer or rank not in self._masks:

@@ -167,8 +167,8 @@ def _varying(atoms: list[Any], keys: list[tuple[str, ...]], apart: bool) -> list
     indices = [a for a in atoms if is_edge_index(a)]
     edges = {a.shape[1] for a in indices} if apart else set()
     plain = [a for a in atoms if _is_plain(a) and a.dim() > 0 and not is_edge_index(a)]
-    rows = {a.shape[0] for a in plain}
     nodes = next((a.shape[0] for a in plain if a.dim() > 1), None)
+    rows = {a.shape[0] for a in plain if a.shape[0] == nodes or a.shape[0] not in edges}
     dims: list[dict[int, Group]] = []
     for atom, type_ in zip(atoms, types, strict=True):
         if is_sparse(atom):
@@ -184,7 +184,7 @@ def _varying(atoms: list[Any], keys: list[tuple[str, ...]], apart: bool) -> list
             dims.append({1: ("edges" if apart else "rows", atom.shape[1], type_)})
         elif not isinstance(atom, Tensor) or atom.dim() == 0:
             dims.append({})
-        elif _is_ptr(atom, rows):
+        elif atom.shape[0] not in edges and _is_ptr(atom, rows):
             dims.append({0: ("ptr", atom.shape[0], type_)})
         else:
             size = atom.shape[0]

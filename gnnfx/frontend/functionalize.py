@@ -203,7 +203,7 @@ def _batch_norm(node: fx.Node, sizes: _Sizes) -> None:
         )
         result = node.graph.call_function(operator.getitem, (norm, 0))
     norm.meta = {key: value for key, value in node.meta.items() if key != "val"}
-    result.meta = dict(norm.meta)
+    result.meta = dict(node.meta)
     node.replace_all_uses_with(result)
     node.graph.erase_node(node)
 

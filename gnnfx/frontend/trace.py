@@ -279,7 +279,11 @@ def _verify_form(traced: Traced, name: str, inputs: dict[str, Any]) -> None:
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode; layers that cache their first graph are told not to, and forget it."""
+    """A copy in eval mode that keeps nothing of a call and leaves its inputs as they are.
+
+    Layers that cache their first graph are told not to, and forget it; reversible ones, which free
+    their input because they can compute it again for gradients, are told not to.
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():
@@ -290,6 +294,8 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         if getattr(module, "cached", False) is True:
             setattr(module, "cached", False)  # noqa: B010  (nn.Module types attributes as tensors)
             vars(module).update({n: None for n in vars(module) if n.startswith("_cached_")})
+        if hasattr(module, "_inverse") and getattr(module, "disable", None) is False:
+            setattr(module, "disable", True)  # noqa: B010
     return frozen
 
 

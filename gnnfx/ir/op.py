@@ -23,10 +23,14 @@ _OPS: dict[str, OpDef] = {}
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one call must do at the least: arithmetic, and memory traffic in bytes."""
+    """What one call must do at the least: arithmetic, and memory traffic in bytes.
+
+    gathered: of the bytes, those of rows that are read in the order of an index.
+    """
 
     flops: int
     bytes: int
+    gathered: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,6 +196,22 @@ def test_cost_counts_every_byte_once(
     assert (cost.flops, cost.bytes) == (flops, num_bytes)
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_gathered_bytes_are_among_all_bytes(op: OpDef) -> None:
+    for number, args in enumerate(op.samples()):
+        cost = op.cost(*args)
+        assert 0 <= cost.gathered <= cost.bytes, describe(op, number, args)
+
+
+def test_gathered_bytes_are_rows_read_by_edges() -> None:
+    x, (rowptr, src) = _floats(7, 5), _graph()
+    plain = BY_NAME["aggregate"].cost(x, rowptr, src)
+    assert plain.gathered == 19 * 5 * 4
+    own = BY_NAME["aggregate"].cost(x, rowptr, src, None, "sum", None, _floats(1))
+    assert own.gathered == plain.gathered, "a node's own row is read in order"
+    assert own.bytes == plain.bytes + 7 * 5 * 4 + 4
+
+
 def test_an_op_is_found_by_its_torch_target() -> None:
     for op in all_ops():
         assert find_op(op.torch_op) is op

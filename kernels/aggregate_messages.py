@@ -1,0 +1,362 @@
+"""Reduce messages that are computed edge by edge, without a tensor of all of them.
+
+    m[e] = act(x[src[e]] [+ x_dst[i]] [+ edge[perm[e]]])       over the edges e into node i
+    y[i] = reduce of m[e]
+
+then the epilogue of `gnnfx.kernels.epilogue`.  `edge` holds features in the order of the user's
+edge list.  With `edge_weight` [C, D] they are [E, D] and pass a linear layer first, a tile of
+edges at a time.  `quantized_aggregate_messages` takes codes for x.  A node without edges gets 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gnnfx.ir.op import Cost, OpDef, register
+from gnnfx.kernels.aggregate import reduce_rows
+from gnnfx.kernels.aggregate_many import check_destination
+from gnnfx.kernels.csr import (
+    REDUCES,
+    arguments,
+    check_csr,
+    degrees,
+    num_bytes,
+    row_of_edge,
+    sample_graphs,
+    sample_large_graph,
+)
+from gnnfx.kernels.epilogue import check_epilogue, finish
+from gnnfx.kernels.launch import numba_impl
+from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
+
+MESSAGE_ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "sigmoid")
+
+
+def activate(values: Tensor, activation: str, slope: float) -> Tensor:
+    """One of MESSAGE_ACTIVATIONS; `slope` belongs to leaky_relu."""
+    if activation == "leaky_relu":
+        return functional.leaky_relu(values, slope)
+    functions = {"relu": torch.relu, "silu": functional.silu, "sigmoid": torch.sigmoid}
+    return values if activation == "none" else functions[activation](values)
+
+
+def messages_of(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None,
+    edge: Tensor | None,
+    edge_weight: Tensor | None,
+    edge_bias: Tensor | None,
+    activation: str,
+    slope: float,
+) -> Tensor:
+    """The messages [E, C] in the order of destinations, for references."""
+    messages = x.index_select(0, src)
+    if x_dst is not None:
+        messages = messages + x_dst.index_select(0, row_of_edge(rowptr, src.shape[0]))
+    if edge is not None:
+        own = edge.index_select(0, perm)
+        if edge_weight is not None:
+            own = functional.linear(own, edge_weight, edge_bias)
+        messages = messages + own
+    return activate(messages, activation, slope)
+
+
+def aggregate_messages_reference(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """float32 `x` [S, C], `x_dst` [N, C], `edge` [E, C] or [E, D], `edge_weight` [C, D]: [N, C]."""
+    messages = messages_of(
+        x, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias, message_activation, slope
+    )
+    total = reduce_rows(messages, rowptr, reduce)
+    if reduce == "mean":
+        total = total / degrees(rowptr)[:, None]
+    return finish(total, None, None, None, bias, residual, activation)
+
+
+def aggregate_messages_fake(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    if x.dtype != torch.float32 or x.dim() != 2:
+        raise ValueError(f"x must be float32 [S, C], got {x.dtype} {tuple(x.shape)}")
+    num_rows, channels = rowptr.shape[0] - 1, x.shape[1]
+    check_messages(
+        *(channels, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias),
+        *(message_activation, reduce),
+    )
+    check_epilogue(num_rows, channels, None, bias, residual, activation)
+    return x.new_empty((num_rows, channels))
+
+
+def check_messages(
+    channels: int,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None,
+    edge: Tensor | None,
+    edge_weight: Tensor | None,
+    edge_bias: Tensor | None,
+    activation: str,
+    reduce: str,
+) -> None:
+    """Raise ValueError unless the parts fit messages of so many `channels`."""
+    check_csr(rowptr, src)
+    check_csr(rowptr, perm)
+    check_destination(rowptr.shape[0] - 1, channels, x_dst)
+    width = channels
+    if edge_weight is not None:
+        if edge is None or edge_weight.dim() != 2 or edge_weight.shape[0] != channels:
+            raise ValueError(
+                f"edge_weight must be [{channels}, D] for edges of D channels, "
+                f"got {tuple(edge_weight.shape)}"
+            )
+        width = edge_weight.shape[1]
+    if edge is not None and tuple(edge.shape) != (src.shape[0], width):
+        raise ValueError(f"edge must be {(src.shape[0], width)}, got {tuple(edge.shape)}")
+    if edge_bias is not None and tuple(edge_bias.shape) != (channels,):
+        raise ValueError(f"edge_bias must be {(channels,)}, got {tuple(edge_bias.shape)}")
+    if activation not in MESSAGE_ACTIVATIONS:
+        raise ValueError(
+            f"message_activation must be one of {MESSAGE_ACTIVATIONS}, got {activation!r}"
+        )
+    if reduce not in REDUCES:
+        raise ValueError(f"reduce must be one of {REDUCES}, got {reduce!r}")
+
+
+def messages_cost(
+    channels: int, row_bytes: int, src: Tensor, edge: Tensor | None, edge_weight: Tensor | None
+) -> Cost:
+    """Making the messages of all edges from rows of `row_bytes` bytes and reducing them."""
+    edges, terms = src.shape[0], 2 if edge is None else 3
+    flops = edges * channels * terms
+    if edge_weight is not None:
+        flops += 2 * edges * edge_weight.numel()
+    gathered = edges * row_bytes
+    return Cost(flops, gathered + num_bytes(src, edge, edge_weight), gathered)
+
+
+def aggregate_messages_cost(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Cost:
+    """Each edge reads a row of x and of its own features; rows are written once."""
+    channels, num_rows = x.shape[1], rowptr.shape[0] - 1
+    cost = messages_cost(channels, 4 * channels, src, edge, edge_weight)
+    used = None if edge is None else perm
+    read = num_bytes(rowptr, used, x_dst, edge_bias, bias, residual)
+    return Cost(cost.flops, cost.bytes + read + 4 * num_rows * channels, cost.gathered)
+
+
+def aggregate_messages_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
+    for i, (x, rowptr, src, parts) in enumerate(sample_messages(device)):
+        channels, num_rows = x.shape[1], rowptr.shape[0] - 1
+        yield arguments(
+            aggregate_messages_reference,
+            *(x, rowptr, src, *parts),
+            reduce=REDUCES[i % 4],
+            bias=torch.linspace(-1, 1, channels, device=device) if i % 3 == 1 else None,
+            residual=torch.ones(num_rows, channels, device=device) if i % 3 == 2 else None,
+            activation="relu" if i % 5 == 2 else "none",
+        )
+
+
+def sample_messages(
+    device: str,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[object, ...]]]:
+    """(x, rowptr, src, what follows them up to the slope) of every kind of message."""
+    generator = torch.Generator().manual_seed(3)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    graphs = [*sample_graphs(device), sample_large_graph(device)]
+    for i, channels in enumerate([5, 64, 7, 1, 40, 128, 16, 100] * 2):
+        rows, rowptr, src = graphs[(i + i // 8) % len(graphs)]
+        num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
+        perm = torch.randperm(edges, generator=generator).to(device, rowptr.dtype)
+        features = (channels, 6)[i % 2]
+        edge = rand(edges, features) if i % 3 else None
+        weight = rand(channels, features) if edge is not None and i % 2 else None
+        parts = (
+            perm,
+            rand(num_rows, channels) if i % 4 else None,
+            edge,
+            weight,
+            rand(channels) if weight is not None and i % 4 == 1 else None,
+            MESSAGE_ACTIVATIONS[i % 5],
+            0.2,
+        )
+        yield rand(rows, channels), rowptr, src, parts
+
+
+def quantized_aggregate_messages_reference(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    channels: int,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    bits: int = 8,
+) -> Tensor:
+    """Codes `x` [S, C packed] of `channels`; all else as in `aggregate_messages`: [N, C]."""
+    values = scale * (unpack(x, channels, bits).int() - zero_point).float()
+    return aggregate_messages_reference(
+        *(values, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias),
+        *(message_activation, slope, reduce, bias, residual, activation),
+    )
+
+
+def quantized_aggregate_messages_fake(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    channels: int,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    bits: int = 8,
+) -> Tensor:
+    check_codes(x, channels, bits)
+    num_rows = rowptr.shape[0] - 1
+    check_messages(
+        *(channels, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias),
+        *(message_activation, reduce),
+    )
+    check_epilogue(num_rows, channels, None, bias, residual, activation)
+    return x.new_empty((num_rows, channels), dtype=torch.float32)
+
+
+def quantized_aggregate_messages_cost(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    channels: int,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    bits: int = 8,
+) -> Cost:
+    """Each edge reads a row of codes and of its own features; rows are written once."""
+    cost = messages_cost(channels, x.shape[1], src, edge, edge_weight)
+    used = None if edge is None else perm
+    read = num_bytes(rowptr, used, x_dst, edge_bias, bias, residual, scale, zero_point)
+    written = 4 * (rowptr.shape[0] - 1) * channels
+    return Cost(cost.flops, cost.bytes + read + written, cost.gathered)
+
+
+def quantized_aggregate_messages_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
+    generator = torch.Generator().manual_seed(4)
+    for i, (x, rowptr, src, parts) in enumerate(sample_messages(device)):
+        bits = (8, 8, 4)[i % 3]
+        low, high = code_range(bits)
+        codes = torch.randint(low, high + 1, x.shape, generator=generator, dtype=torch.int8)
+        yield arguments(
+            quantized_aggregate_messages_reference,
+            pack(codes, bits).to(device),
+            *sample_qparams(0.043, (0, 1, high)[i % 3], device),
+            *(x.shape[1], rowptr, src, *parts),
+            reduce=REDUCES[i % 4],
+            bits=bits,
+        )
+
+
+AGGREGATE_MESSAGES = register(
+    OpDef(
+        name="aggregate_messages",
+        reference=aggregate_messages_reference,
+        fake=aggregate_messages_fake,
+        cost=aggregate_messages_cost,
+        samples=aggregate_messages_samples,
+        impls=(numba_impl("gnnfx.kernels.aggregate_messages_numba", "aggregate_messages"),),
+        differentiable=True,
+    )
+)
+QUANTIZED_AGGREGATE_MESSAGES = register(
+    OpDef(
+        name="quantized_aggregate_messages",
+        reference=quantized_aggregate_messages_reference,
+        fake=quantized_aggregate_messages_fake,
+        cost=quantized_aggregate_messages_cost,
+        samples=quantized_aggregate_messages_samples,
+        impls=(
+            numba_impl("gnnfx.kernels.aggregate_messages_numba", "quantized_aggregate_messages"),
+        ),
+    )
+)

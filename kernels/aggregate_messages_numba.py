@@ -1,0 +1,449 @@
+"""CPU code of `aggregate_messages`: messages are made in registers where they are reduced.
+
+Edges come in tiles where a matrix product stands before or after a message, so that its operands
+and results stay in the cache.  A tile leaves the partial result of a row that goes on to the next.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from gnnfx.kernels.aggregate_messages import MESSAGE_ACTIVATIONS
+from gnnfx.kernels.compile_numba import choose_lanes, compiled
+from gnnfx.kernels.csr import reject_large
+from gnnfx.kernels.csr_numba import piece_start, source, source_ahead
+from gnnfx.kernels.epilogue_numba import (
+    CHANNELS,
+    FIRST_FREE,
+    OUT,
+    OUT_HIGH,
+    OUT_LOW,
+    OUT_SCALE,
+    OUT_ZERO_POINT,
+    PIECES,
+    RESIDUAL,
+    ROWS,
+    epilogue_arguments,
+    finish,
+    to_codes,
+)
+from gnnfx.kernels.float_linear import LINEAR
+from gnnfx.kernels.quantize_numba import unpack_codes
+from gnnfx.kernels.threads import address, count_pieces, launch
+from gnnfx.kernels.vectors_numba import (
+    exp,
+    greater,
+    leaky_relu,
+    lesser,
+    load_f32,
+    load_f32_like,
+    load_i8_like,
+    prefetch,
+    read_f32,
+    read_i32,
+    relu,
+    splat_f32,
+    splat_f32_like,
+    splat_i32_like,
+    store,
+    take_piece,
+    to_f32,
+    where_positive,
+    widen_i32,
+)
+
+# Places of the operands of a message, which two kernels share.
+X, SRC, ROWPTR, EDGES, X_DST, EDGE, PERM, SCALE, ZERO_POINT = range(FIRST_FREE, FIRST_FREE + 9)
+FIRST_EDGE, LAST_EDGE, MEAN, PARTIAL, NEXT_PARTIAL = range(FIRST_FREE + 9, FIRST_FREE + 14)
+# How features of edges are read: through `perm` from the user's order, or one after the other.
+NO_EDGES, LISTED, IN_TILE = range(3)
+# Values of a tile in front of and behind its matrix product: a part of the cache of a core.
+_TILE_VALUES = 2**20
+
+
+@njit(forceinline=True)
+def _sigmoid(y):
+    """1 / (1 + exp(-y)), by the exponential of a number up to 0."""
+    one = splat_f32_like(np.float32(1), y)
+    small = exp(lesser(y, splat_f32_like(np.float32(0), y) - y))
+    return where_positive(y, one, small) / (one + small)
+
+
+@njit(forceinline=True)
+def _activate(y, kind, slope):
+    """The function of that place in MESSAGE_ACTIVATIONS on a vector."""
+    if kind == 1:
+        return relu(y)
+    if kind == 2:
+        return leaky_relu(y, splat_f32_like(slope, y))
+    if kind == 3:
+        return y * _sigmoid(y)
+    if kind == 4:
+        return _sigmoid(y)
+    return y
+
+
+@njit(forceinline=True)
+def _message(a, edge, channel, own, coded, reads_x, edges, kind, slope):
+    """A block of a message, as many lanes as `own`; all that follows is known when compiled."""
+    channels, value = a[CHANNELS], own
+    if reads_x:
+        place = source(a[SRC], edge) * channels + channel
+        if coded:
+            zero_point = splat_i32_like(read_i32(a[ZERO_POINT]), own)
+            steps = to_f32(widen_i32(load_i8_like(a[X] + place, own)) - zero_point)
+            value = value + splat_f32_like(read_f32(a[SCALE]), own) * steps
+        else:
+            value = value + load_f32_like(a[X] + 4 * place, own)
+    if edges == LISTED:
+        place = source(a[PERM], edge) * channels + channel
+        value = value + load_f32_like(a[EDGE] + 4 * place, own)
+    elif edges == IN_TILE:
+        place = (edge - a[FIRST_EDGE]) * channels + channel
+        value = value + load_f32_like(a[EDGE] + 4 * place, own)
+    return _activate(value, kind, slope)
+
+
+def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, reduce):
+    """Reduce the messages of edges FIRST_EDGE to LAST_EDGE into rows."""
+    slope, size = np.float32(slope), 1 if coded else 4
+    row_bytes, edge_bytes = size * lanes, 4 * lanes
+    start = np.float32({"sum": 0, "max": -np.inf, "min": np.inf}[reduce])
+    greatest, least = reduce == "max", reduce == "min"
+
+    def kernel(a):
+        rows, channels, rowptr = a[ROWS], a[CHANNELS], a[ROWPTR]
+        last_edge, begin_edge, end_edge = a[EDGES] - 1, a[FIRST_EDGE], a[LAST_EDGE]
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            begin = piece_start(rowptr, rows, a[PIECES], piece)
+            for row in range(begin, piece_start(rowptr, rows, a[PIECES], piece + 1)):
+                row_first = read_i32(rowptr + 4 * row)
+                row_stop = read_i32(rowptr + 4 * row + 4)
+                first, stop = max(row_first, begin_edge), min(row_stop, end_edge)
+                done = row_stop <= end_edge
+                if first >= stop and not done:
+                    continue
+                channel = 0
+                while channel < channels:
+                    channel = min(channel, channels - lanes)
+                    place = row * channels + channel
+                    own = splat_f32(np.float32(0), lanes)
+                    if a[X_DST] != 0:
+                        own = load_f32(a[X_DST] + 4 * place, lanes)
+                    total = splat_f32(start, lanes)
+                    if row_first == row_stop:
+                        total = splat_f32(np.float32(0), lanes)
+                    if row_first < begin_edge:
+                        total = load_f32(a[PARTIAL] + 4 * channel, lanes)
+                    for edge in range(first, stop):
+                        if reads_x:
+                            ahead = source_ahead(a[SRC], edge, last_edge) * channels + channel
+                            prefetch(a[X] + size * ahead, row_bytes)
+                        if edges == LISTED:
+                            ahead = source_ahead(a[PERM], edge, last_edge) * channels + channel
+                            prefetch(a[EDGE] + 4 * ahead, edge_bytes)
+                        value = _message(a, edge, channel, own, coded, reads_x, edges, kind, slope)
+                        if greatest:
+                            total = greater(total, value)
+                        elif least:
+                            total = lesser(total, value)
+                        else:
+                            total = total + value
+                    if done:
+                        if a[MEAN] != 0:
+                            degree = np.float32(max(row_stop - row_first, 1))
+                            total = total / splat_f32(degree, lanes)
+                        finish(total, a, row, channel)
+                    else:
+                        store(a[NEXT_PARTIAL] + 4 * channel, total)
+                    channel += lanes
+
+    return kernel
+
+
+def _write_messages(lanes, edges, kind, slope, to_bytes):
+    """Write the messages of edges FIRST_EDGE to LAST_EDGE one after the other, to OUT."""
+    slope, row_bytes = np.float32(slope), 4 * lanes
+
+    def kernel(a):
+        rows, channels, rowptr = a[ROWS], a[CHANNELS], a[ROWPTR]
+        last_edge, begin_edge, end_edge = a[EDGES] - 1, a[FIRST_EDGE], a[LAST_EDGE]
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            begin = piece_start(rowptr, rows, a[PIECES], piece)
+            for row in range(begin, piece_start(rowptr, rows, a[PIECES], piece + 1)):
+                first = max(read_i32(rowptr + 4 * row), begin_edge)
+                stop = min(read_i32(rowptr + 4 * row + 4), end_edge)
+                for edge in range(first, stop):
+                    channel = 0
+                    while channel < channels:
+                        channel = min(channel, channels - lanes)
+                        own = splat_f32(np.float32(0), lanes)
+                        if a[X_DST] != 0:
+                            own = load_f32(a[X_DST] + 4 * (row * channels + channel), lanes)
+                        ahead = source_ahead(a[SRC], edge, last_edge) * channels + channel
+                        prefetch(a[X] + 4 * ahead, row_bytes)
+                        value = _message(a, edge, channel, own, False, True, edges, kind, slope)
+                        place = (edge - begin_edge) * channels + channel
+                        if to_bytes:
+                            scale, zero_point = read_f32(a[OUT_SCALE]), read_i32(a[OUT_ZERO_POINT])
+                            codes = to_codes(value, scale, zero_point, a[OUT_LOW], a[OUT_HIGH])
+                            store(a[OUT] + place, codes)
+                        else:
+                            store(a[OUT] + 4 * place, value)
+                        channel += lanes
+
+    return kernel
+
+
+@dataclass
+class Messages:
+    """The operands of messages in the order of destinations: what `aggregate_messages` takes."""
+
+    x: Tensor
+    rowptr: Tensor
+    src: Tensor
+    perm: Tensor
+    x_dst: Tensor | None
+    edge: Tensor | None
+    edge_weight: Tensor | None
+    edge_bias: Tensor | None
+    activation: str
+    slope: float
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+
+    @property
+    def num_edges(self) -> int:
+        return self.src.shape[0]
+
+    @property
+    def edges(self) -> int:
+        """NO_EDGES, LISTED or IN_TILE."""
+        if self.edge is None:
+            return NO_EDGES
+        return LISTED if self.edge_weight is None else IN_TILE
+
+    @property
+    def kind(self) -> int:
+        """The activation as its place in MESSAGE_ACTIVATIONS."""
+        return MESSAGE_ACTIVATIONS.index(self.activation)
+
+    def edge_rows(self, tile: Tile) -> Tensor | None:
+        """What edges of a tile add to their messages: [T, C], or that of all edges [E, C]."""
+        if self.edge is None or self.edge_weight is None:
+            return self.edge
+        listed = self.edge.index_select(0, self.perm[tile.first_edge : tile.last_edge])
+        rows: Tensor = LINEAR.run(listed, self.edge_weight, self.edge_bias)
+        return rows
+
+    def arguments(self, tile: Tile, edge_rows: Tensor | None) -> list[int]:
+        """Places X to LAST_EDGE for the rows of a tile."""
+        return [
+            *(address(self.x), address(self.src), address(self.rowptr) + 4 * tile.first_row),
+            *(self.num_edges, _from_row(self.x_dst, tile.first_row), address(edge_rows)),
+            *(address(self.perm), address(self.scale), address(self.zero_point)),
+            *(tile.first_edge, tile.last_edge),
+        ]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Edges first_edge to last_edge, and the rows that they belong to or that end among them."""
+
+    first_edge: int
+    last_edge: int
+    first_row: int
+    last_row: int
+
+
+def tiles(rowptr: Tensor, num_edges: int, size: int) -> Iterator[Tile]:
+    """Tiles of `size` edges; together they hold every row, the last those behind all edges."""
+    num_rows = rowptr.shape[0] - 1
+    ends = torch.arange(size, num_edges + size, size).clamp(max=num_edges)
+    finished = torch.searchsorted(rowptr[1:], ends.to(rowptr.dtype), right=True).tolist()
+    first_row = 0
+    for number, last_row in enumerate(finished):
+        first = number * size
+        yield Tile(first, min(first + size, num_edges), first_row, min(last_row + 1, num_rows))
+        first_row = last_row
+
+
+def _from_row(rows: Tensor | None, first: int) -> int:
+    """Where a matrix of floats begins that leaves out some rows; 0 for None."""
+    return 0 if rows is None else address(rows) + 4 * first * rows.shape[1]
+
+
+class Reduction:
+    """Rows of a result, reduced tile by tile."""
+
+    def __init__(
+        self,
+        out: Tensor,
+        reduce: str,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        activation: str,
+    ) -> None:
+        self._out, self._reduce = out, reduce
+        self._bias, self._residual, self._activation = bias, residual, activation
+        self._partial, self._next = torch.empty(
+            (2, out.shape[1]), dtype=torch.float32, device="cpu"
+        ).unbind()
+
+    def add(self, messages: Messages, tile: Tile, edge_rows: Tensor | None, reads_x: bool) -> None:
+        """Reduce the messages of a tile into its rows."""
+        num_rows, channels = tile.last_row - tile.first_row, self._out.shape[1]
+        epilogue = epilogue_arguments(
+            num_rows, channels, self._out, None, self._bias, None, self._activation
+        )
+        epilogue[OUT - ROWS] = _from_row(self._out, tile.first_row)
+        epilogue[RESIDUAL - ROWS] = _from_row(self._residual, tile.first_row)
+        partial = (self._reduce == "mean", address(self._partial), address(self._next))
+        args = [*epilogue, *messages.arguments(tile, edge_rows), *partial]
+        kind = "sum" if self._reduce == "mean" else self._reduce
+        lanes, coded = choose_lanes(channels, 64), messages.scale is not None
+        how = (coded, reads_x, messages.edges, messages.kind, messages.slope)
+        kernel = compiled(_reduce_messages, lanes, *how, kind)
+        operations = (tile.last_edge - tile.first_edge + num_rows) * channels
+        launch(kernel, count_pieces(operations, num_rows), args)
+        self._partial, self._next = self._next, self._partial
+
+
+def aggregate(messages: Messages, reduction: Reduction) -> None:
+    """Reduce all messages, in tiles if features of edges pass a linear layer first."""
+    num_rows, size = messages.rowptr.shape[0] - 1, messages.num_edges
+    if messages.edge_weight is None:
+        whole = Tile(0, size, 0, num_rows)
+        reduction.add(messages, whole, messages.edge, reads_x=True)
+        return
+    for tile in tiles(messages.rowptr, size, tile_edges(messages.x.shape[1])):
+        reduction.add(messages, tile, messages.edge_rows(tile), reads_x=True)
+
+
+def tile_edges(channels: int) -> int:
+    """Edges of a tile whose rows have so many channels."""
+    return max(_TILE_VALUES // max(channels, 1), 1)
+
+
+def reject_messages(rowptr: Tensor, src: Tensor, **operands: Tensor | None) -> str | None:
+    """Why the kernels cannot take these operands, or None."""
+    for name, operand in operands.items():
+        if operand is not None and not operand.is_contiguous():
+            return f"{name} is not contiguous"
+    if src.shape[0] == 0:
+        return "there are no edges"
+    return reject_large(rowptr, src)
+
+
+def reject_aggregate_messages(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> str | None:
+    return reject_messages(
+        rowptr, src, x=x, x_dst=x_dst, edge=edge, bias=bias, residual=residual, perm=perm
+    )
+
+
+def aggregate_messages(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    out = torch.empty((rowptr.shape[0] - 1, x.shape[1]), dtype=torch.float32, device="cpu")
+    if out.numel():
+        parts = (x_dst, edge, edge_weight, edge_bias, message_activation, slope)
+        messages = Messages(x, rowptr, src, perm, *parts)
+        aggregate(messages, Reduction(out, reduce, bias, residual, activation))
+    return out
+
+
+def reject_quantized_aggregate_messages(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    channels: int,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    bits: int = 8,
+) -> str | None:
+    return reject_messages(
+        rowptr, src, x=x, x_dst=x_dst, edge=edge, bias=bias, residual=residual, perm=perm
+    )
+
+
+def quantized_aggregate_messages(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    channels: int,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    bits: int = 8,
+) -> Tensor:
+    out = torch.empty((rowptr.shape[0] - 1, channels), dtype=torch.float32, device="cpu")
+    if out.numel():
+        codes = unpack_codes(x, channels, bits)
+        parts = (x_dst, edge, edge_weight, edge_bias, message_activation, slope)
+        messages = Messages(codes, rowptr, src, perm, *parts, scale, zero_point)
+        aggregate(messages, Reduction(out, reduce, bias, residual, activation))
+    return out
