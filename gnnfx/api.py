@@ -149,8 +149,7 @@ def _tuned(
     def build(declined: frozenset[Site]) -> tuple[OptimizedModule, tuple[Site, ...]]:
         remarks = list(ctx.remarks)
         again = replace(ctx, declined=declined, choices=[], ranges={}, masks={}, remarks=remarks)
-        program = run_passes(model, traced, again, samples)
-        return _module(model, traced, program, again, name), tuple(again.choices)
+        return _compile(model, traced, again, name, samples), tuple(again.choices)
 
     def kept(reason: str) -> Report:
         return Report.of_kept(name, _tensors(model), reason)
