@@ -84,6 +84,7 @@ def lower_passes() -> list[Pass]:
         SeparateNorm(sources=False),
         LowerDegrees(),
         FuseSelfLoops(),
+        EliminateCommonSubexpressions(),
     ]
 
 

@@ -36,7 +36,8 @@ def test_threads_with_graphs_of_their_own(name: str, policy: str) -> None:
 
 def test_threads_with_codes_and_floats() -> None:
     graphs = [graph(60 + n, 400, seed=n) for n in range(THREADS)]
-    opt = gnnfx.optimize(make("sage"), "int8", graph(40, 160), calibration=graphs[:1])
+    policy = gnnfx.Policy(gnnfx.Quantize(layers="all"))
+    opt = gnnfx.optimize(make("sage"), policy, graph(40, 160), calibration=graphs[:1])
     codes = [opt.quantize_inputs(x) for x, _ in graphs]
     expected = [opt(x, edge_index) for x, edge_index in graphs]
 

@@ -119,8 +119,13 @@ class Instr:
 
     @property
     def op(self) -> str:
-        """`input`, `param`, `return`, or the textual name of the op that is called."""
-        kinds = {"placeholder": "input", "get_attr": "param", "output": "return"}
+        """`input`, `param`, `return`, `kept`, or the textual name of the op that is called."""
+        kinds = {
+            "placeholder": "input",
+            "get_attr": "param",
+            "output": "return",
+            "call_module": "kept",
+        }
         return kinds.get(self.node.op) or op_name(self.node.target)
 
     @property

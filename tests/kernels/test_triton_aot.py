@@ -23,6 +23,7 @@ import torch
 TARGETS = (80, 90)
 KERNELS = (
     "_aggregate",
+    "_attend_dot",
     "_attend_gat",
     "_attend_gatv2",
     "_dequantize",
