@@ -76,7 +76,7 @@ def _times(part: str, module: fx.GraphModule, values: list[Any], limits: Limits)
         cost = _cost(node, op, args, kwargs, known[node])
         impl = op.select(*args, **kwargs).name if op is not None else "aten"
         name = op.name if op is not None else str(node.target)
-        least, bound = _least(name, cost, args, known[node], limits)
+        least, bound = _least(name, cost, [*args, *kwargs.values()], known[node], limits)
         middle = statistics.median(sample)
         found.append(
             OpTime(part, node.name, name, impl, middle, least, bound, cost.bytes, cost.flops)
@@ -151,10 +151,12 @@ def _is_view(tensor: Tensor, others: list[Tensor]) -> bool:
     return any(other.untyped_storage().data_ptr() == start for other in others)
 
 
-def _least(name: str, cost: Cost, args: Any, result: Any, limits: Limits) -> tuple[float, str]:
+def _least(
+    name: str, cost: Cost, operands: list[Any], result: Any, limits: Limits
+) -> tuple[float, str]:
     """The least seconds of a call, and what binds it."""
     gathering = 0.0
-    x = next((a for a in args if isinstance(a, Tensor)), None)
+    x = next((a for a in operands if isinstance(a, Tensor)), None)
     if cost.gathered and x is not None and x.shape[0]:
         gathering = cost.gathered / limits.gather(x[:1].nbytes)
     streamed = cost.bytes - cost.gathered

@@ -462,8 +462,14 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "report": (lambda d: d["report"].update(speed=3), "unexpected keyword argument 'speed'"),
     "op": (edit_program("aten.pow.Tensor_Scalar(", "structure("), "no op is called 'structure'"),
-    "file-op": (edit_program("aten.pow.Tensor_Scalar(", "aten.save.default("), "no op is called 'aten.save"),
-    "namespace": (edit_program("aten.pow.Tensor_Scalar(", "prims.sum.default("), "no op is called 'prims.sum"),
+    "file-op": (
+        edit_program("aten.pow.Tensor_Scalar(", "aten.save.default("),
+        "no op is called 'aten.save",
+    ),
+    "namespace": (
+        edit_program("aten.pow.Tensor_Scalar(", "prims.sum.default("),
+        "no op is called 'prims.sum",
+    ),
     "in-place": (edit_program("aten.pow.Tensor_Scalar", "aten.pow_.Scalar"), "does more than"),
     "cut": (lambda d: d.update(program=d["program"][:300]), "to be `return value`"),
     "nested": (lambda d: d.update(call="[" * 100), "cannot be read"),
