@@ -88,7 +88,7 @@ def optimize(
     except TraceError as error:
         if ctx.policy.quantize is not None:
             raise
-        return KeptModel(frozen_copy(model), Report.of_kept(name, _tensors(model), str(error)))
+        return _kept(model, name, str(error))
     if tune and precision is None:
         return _tuned(model, traced, ctx, name, calibration)
     if limit is None:
@@ -132,8 +132,13 @@ def _compile(
             reason = _why_it_differs(model, traced, error)
         if reason is None or ctx.policy.quantize is not None:
             raise
-        return KeptModel(frozen_copy(model), Report.of_kept(name, _tensors(model), reason))
+        return _kept(model, name, reason)
     return _module(model, traced, program, ctx, name)
+
+
+def _kept(model: nn.Module, name: str, reason: str) -> KeptModel:
+    """The model as it is, with a report that says why."""
+    return KeptModel(frozen_copy(model), Report.of_kept(name, _tensors(model), reason))
 
 
 def _tuned(

@@ -15,12 +15,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gnnfx.frontend.signature import as_call, flatten
+from gnnfx.frontend.signature import flatten
 from gnnfx.frontend.trace import Traced, frozen_copy
 from gnnfx.history import History, record
 from gnnfx.ir.program import Program
 from gnnfx.pass_manager import Numerics
 from gnnfx.policy import Policy
+from gnnfx.verify_outputs import outputs_of
 
 # Relative to the largest value.  An exact pass may still select another kernel, which rounds
 # float32 sums elsewhere; every change beyond that is a fault.
@@ -95,7 +96,7 @@ def compare(history: History, model: nn.Module) -> Bisection:
     """The change of the outputs by every step of `history` on its example inputs."""
     traced = history.traced
     inputs = _inputs(traced)
-    before, outputs = None, _eager(model, traced)
+    before, outputs = None, outputs_of(frozen_copy(model), traced.example)
     changes = []
     for step in history.steps:
         if step.program is before:
@@ -114,12 +115,6 @@ def compare(history: History, model: nn.Module) -> Bisection:
 def _inputs(traced: Traced) -> tuple[Any, ...]:
     leaves = flatten(traced.example)
     return tuple(leaves[name] for name in traced.leaves)
-
-
-def _eager(model: nn.Module, traced: Traced) -> list[Any]:
-    args, kwargs = as_call(traced.example)
-    with torch.no_grad():
-        return pytree.tree_leaves(frozen_copy(model)(*args, **kwargs))
 
 
 def _largest(old: list[Any], new: list[Any]) -> float:

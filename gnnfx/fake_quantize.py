@@ -94,10 +94,9 @@ class FakeQuantizer(nn.Module):
             )
         rows = None if protected is None or not self.training else protected.nonzero()[:, 0]
         rule = (*self.qparams(), self.bits, self.policy.estimator, rows)
-        if bucket is None:
-            return _Round.apply(x, *rule)  # type: ignore[no-untyped-call, no-any-return]
-        factor = self.degree_scale[bucket].view(-1, *(1,) * (x.dim() - 1))
-        return _Round.apply(x * factor, *rule) * factor.reciprocal()  # type: ignore[no-untyped-call, no-any-return]
+        factor = None if bucket is None else self.degree_scale[bucket]
+        rounded = _Round.apply(kernels.scale_rows(x, factor), *rule)  # type: ignore[no-untyped-call]
+        return kernels.scale_rows(rounded, None if factor is None else factor.reciprocal())
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32, 0-d) and zero point (int32, 0-d) as the integer kernels take them."""
@@ -116,7 +115,7 @@ class FakeQuantizer(nn.Module):
         x = x.detach()
         if bucket is not None:
             self._follow_reach(x.flatten(1), protected, bucket)
-            x = x * self.degree_scale[bucket].view(-1, *(1,) * (x.dim() - 1))
+            x = kernels.scale_rows(x, self.degree_scale[bucket])
         self.range.update(x, protected)
         low, high = self.range.lo.clamp(max=0), self.range.hi.clamp(min=0)
         symmetric = self.policy.symmetric and bool(low < 0)

@@ -36,7 +36,7 @@ def verify_outputs(
                 tensor.mul_(masks[name])
     for inputs in traced.checks:
         leaves = flatten(inputs)
-        expected = _outputs(eager, inputs)
+        expected = outputs_of(eager, inputs)
         try:
             with torch.no_grad():
                 got = program.run(*(leaves[name] for name in traced.leaves))
@@ -62,7 +62,8 @@ def verify_outputs(
             )
 
 
-def _outputs(model: nn.Module, inputs: dict[str, Any]) -> list[Any]:
+def outputs_of(model: nn.Module, inputs: dict[str, Any]) -> list[Any]:
+    """The leaves of what `model` gives for arguments by name, without gradients."""
     args, kwargs = as_call(inputs)
     with torch.no_grad():
         return pytree.tree_leaves(model(*args, **kwargs))
@@ -75,7 +76,7 @@ def _in_float64(model: nn.Module, inputs: dict[str, Any]) -> list[Any] | None:
         return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
     try:
-        return _outputs(frozen_copy(model).double(), map_atoms(double, inputs))
+        return outputs_of(frozen_copy(model).double(), map_atoms(double, inputs))
     except Exception:  # whatever a model's own code raises on another dtype
         return None
 
@@ -94,6 +95,6 @@ def _is_unstable(model: nn.Module, inputs: dict[str, Any], number: int, want: Te
         shaken = frozen_copy(model)
         for parameter in shaken.parameters():
             parameter.copy_(noisy(parameter))
-        if disagreement(want, _outputs(shaken, map_atoms(noisy, inputs))[number]) is not None:
+        if disagreement(want, outputs_of(shaken, map_atoms(noisy, inputs))[number]) is not None:
             return True
     return False

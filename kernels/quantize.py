@@ -92,7 +92,8 @@ def _check_input(x: Tensor, bits: int, row_scale: Tensor | None) -> None:
         )
 
 
-def _scale_rows(x: Tensor, row_scale: Tensor | None) -> Tensor:
+def scale_rows(x: Tensor, row_scale: Tensor | None) -> Tensor:
+    """`x` [rows, ...] with each row times its `row_scale` [rows], if there is one."""
     return x if row_scale is None else x * row_scale.view(-1, *(1,) * (x.dim() - 1))
 
 
@@ -104,7 +105,7 @@ def choose_qparams_reference(
     symmetric: scale = max|y| / qmax, zero point 0.  Otherwise, with lo = min(y, 0) and
     hi = max(y, 0): scale = (hi - lo) / (qmax - qmin), zero point = rint(qmin - lo / scale).
     """
-    y = torch.cat([_scale_rows(x, row_scale).flatten(), x.new_zeros(1)])
+    y = torch.cat([scale_rows(x, row_scale).flatten(), x.new_zeros(1)])
     return qparams_of_range(y.min(), y.max(), bits, symmetric)
 
 
@@ -140,7 +141,7 @@ def quantize_reference(
     x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
 ) -> Tensor:
     """Codes of float32 `x` [..., C] times `row_scale`: [..., C packed]."""
-    return pack(to_codes(_scale_rows(x, row_scale), scale, zero_point, bits), bits)
+    return pack(to_codes(scale_rows(x, row_scale), scale, zero_point, bits), bits)
 
 
 def quantize_fake(
@@ -186,7 +187,7 @@ def fake_quantize_reference(
     x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
 ) -> Tensor:
     """What `x` becomes by quantizing and dequantizing: float32 of the same shape."""
-    codes = to_codes(_scale_rows(x, row_scale), scale, zero_point, bits)
+    codes = to_codes(scale_rows(x, row_scale), scale, zero_point, bits)
     return scale * (codes.int() - zero_point).float()
 
 
