@@ -23,6 +23,8 @@ LANES = (128, 64, 16, 4, 1)  # each width is a kernel to compile, so there are f
 def compiled(make: Callable[..., Any], *constants: Any) -> Kernel:
     """The kernel that `make(*constants)` defines, loaded or compiled on first use."""
     function = make(*constants)
+    # Numba finds a function or intrinsic in a closure on disk only in the process that wrote it.
+    assert not any(callable(c.cell_contents) for c in function.__closure__ or ())
     function.__qualname__ += f"_{_shared_source()}"
     try:
         kernel = cfunc(_SIGNATURE, cache=True, error_model="numpy")(function)

@@ -11,6 +11,7 @@ neither pass looks at those that are there, and the running sum leaves a place b
 from __future__ import annotations
 
 import torch
+from numba import njit
 from torch import Tensor
 
 from gnnfx.kernels.compile_numba import compiled
@@ -23,10 +24,13 @@ _AHEAD = 16
 _EDGES_A_PART = 50_000
 
 
+@njit(forceinline=True)
+def _read(index, position, wide):
+    return read_i64(index + 8 * position) if wide else read_i32(index + 4 * position)
+
+
 def _count(wide_src, wide_dst, replaces):
     """COUNTS[part, node]: edges of the part into the node; zero before."""
-    read_src, src_size = (read_i64, 8) if wide_src else (read_i32, 4)
-    read_dst, dst_size = (read_i64, 8) if wide_dst else (read_i32, 4)
 
     def kernel(a):
         while True:
@@ -35,10 +39,10 @@ def _count(wide_src, wide_dst, replaces):
                 return
             counts = a[COUNTS] + 4 * part * a[NODES]
             for edge in range(a[EDGES] * part // a[PARTS], a[EDGES] * (part + 1) // a[PARTS]):
-                dst = read_dst(a[DST] + dst_size * edge)
+                dst = _read(a[DST], edge, wide_dst)
                 place = counts + 4 * dst
                 if replaces:
-                    loop = read_src(a[SRC] + src_size * edge) == dst
+                    loop = _read(a[SRC], edge, wide_src) == dst
                     write_i32(place, read_i32(place) + (0 if loop else 1))
                 else:
                     write_i32(place, read_i32(place) + 1)
@@ -68,8 +72,6 @@ def _add_up(replaces):
 
 def _place(wide_src, wide_dst, replaces):
     """Write SORTED and, unless self-loops are replaced, PERM."""
-    read_src, src_size = (read_i64, 8) if wide_src else (read_i32, 4)
-    read_dst, dst_size = (read_i64, 8) if wide_dst else (read_i32, 4)
 
     def kernel(a):
         while True:
@@ -79,11 +81,11 @@ def _place(wide_src, wide_dst, replaces):
             counts = a[COUNTS] + 4 * part * a[NODES]
             first, stop = a[EDGES] * part // a[PARTS], a[EDGES] * (part + 1) // a[PARTS]
             for edge in range(first, stop):
-                ahead = 4 * read_dst(a[DST] + dst_size * min(edge + _AHEAD, stop - 1))
+                ahead = 4 * _read(a[DST], min(edge + _AHEAD, stop - 1), wide_dst)
                 soon = 4 * read_i32(counts + ahead)
                 prefetch(a[SORTED] + soon, 4)
-                src = read_src(a[SRC] + src_size * edge)
-                dst = read_dst(a[DST] + dst_size * edge)
+                src = _read(a[SRC], edge, wide_src)
+                dst = _read(a[DST], edge, wide_dst)
                 if replaces and src == dst:
                     continue
                 counter = counts + 4 * dst

@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import fx
 
+from gnnfx.ir.infer import effects
 from gnnfx.ir.program import Program
-from gnnfx.ir.rewriter import Rewriter, effects
+from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Pass, PassContext
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gnnfx.ir.infer import effects
 from gnnfx.ir.patterns import is_param
 from gnnfx.ir.program import Instr, Program
-from gnnfx.ir.rewriter import Rewriter, effects
+from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Pass, PassContext
 
 

@@ -109,6 +109,21 @@ def test_the_verifier_infers_every_type_anew(old: str, new: str, message: str) -
     assert "> m: " in str(error.value)
 
 
+def test_sizes_that_data_decides_differ_between_equal_calls() -> None:
+    program = parse(TEXT)
+    rewriter = Rewriter(program, "test")
+    at = rewriter.program.output
+    by_name = {i.name: i for i in rewriter.program.instrs}
+    weight, w = by_name["weight"], by_name["w"]
+    negative = rewriter.insert(at, "aten.neg.default", weight)
+    first, second = (rewriter.insert(at, "aten.nonzero.default", w) for w in (weight, negative))
+    assert first.shape[0] != second.shape[0]
+    # Where no size is new, the same call on the same types has the same type.
+    assert rewriter.insert(at, "aten.t.default", w).shape == (8, 4)
+    assert rewriter.insert(at, "aten.t.default", w).shape == (8, 4)
+    assert rewriter.insert(at, "aten.t.default", by_name["h"]).shape == (4, "N")
+
+
 def test_the_verifier_keeps_codes_with_their_scale() -> None:
     text = """\
 program codes(x: f32[N, 8], s: f32[], z: i32[], t: f32[])

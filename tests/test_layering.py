@@ -12,7 +12,7 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 
 # Lowest first.  A row holds packages and modules that know nothing of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("gnnfx.errors", "gnnfx.agreement"),
+    ("gnnfx.errors", "gnnfx.agreement", "gnnfx.heap"),
     ("gnnfx.measure", "gnnfx.noise", "gnnfx.ranks", "gnnfx.tasks", "gnnfx.trials", "gnnfx.tuned"),
     ("gnnfx.figures",),
     ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file", "gnnfx.shown_errors"),

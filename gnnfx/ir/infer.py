@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from gnnfx.ir.assume import assume
 from gnnfx.ir.patterns import is_param
 from gnnfx.ir.program import Instr, Program, codes_of, set_record
 from gnnfx.ir.types import Dim, Domain, IntType, Record, TensorType
@@ -41,9 +43,36 @@ def infer_value(program: Program, node: fx.Node) -> Any:
         tensor = program.tensors[str(node.target)].detach()
         return program.mode.from_tensor(tensor, static_shapes=True)
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    symbols: set[sympy.Symbol] = set()
+    # Layers repeat: the same op on arguments of the same types gives the same type.
+    key = (node.target, _described(args, symbols), _described(kwargs, symbols))
+    if key in program.inferred:
+        return program.inferred[key]
     # Some compositions, such as LSTMs, have rules for symbolic sizes in Python only.
     with program.mode, torch.no_grad(), enable_python_dispatcher():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
+    if isinstance(result, Tensor) and not effects(node):
+        made: set[sympy.Symbol] = set()
+        _described(result, made)
+        if made <= symbols:  # a size that only the data decides is another one at each call
+            program.inferred[key] = result
+    return result
+
+
+def _described(value: Any, symbols: set[sympy.Symbol]) -> Any:
+    """All of an argument that the type of a result depends on; adds the symbols of its sizes."""
+    if isinstance(value, Tensor):
+        strides = value.stride() if value.layout is torch.strided else ()
+        sizes = tuple(_described(s, symbols) for s in (*value.shape, *strides))
+        return type(value), value.dtype, value.device, value.layout, sizes
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        symbols |= value.node.expr.free_symbols
+        return type(value), value.node.expr
+    if isinstance(value, dict):
+        return tuple((name, _described(v, symbols)) for name, v in value.items())
+    if isinstance(value, (tuple, list)):
+        return tuple(_described(v, symbols) for v in value)
+    return type(value), value
 
 
 def infer_anew(program: Program, node: fx.Node) -> Any:
@@ -143,6 +172,14 @@ def keeps_traced_size(node: fx.Node) -> bool:
             )
             return node.target is not torch.ops.aten.index.Tensor or mask
     return False
+
+
+def effects(node: fx.Node) -> bool:
+    """Whether dropping an unused call would change what the program does."""
+    target = node.target
+    if target is assume:
+        return True
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
 
 
 def annotate(program: Program) -> Program:

@@ -240,6 +240,7 @@ class Program:
     tensors: parameters, buffers and constants by name.
     axes: printable name of every size symbol.
     kept: submodules that run as they are, by the site of the `kept` call.
+    inferred: fake results by op and arguments' types, see `gnnfx.ir.infer`; copies share them.
     """
 
     graph: fx.Graph
@@ -248,6 +249,7 @@ class Program:
     axes: dict[sympy.Symbol, str] = field(default_factory=dict)
     name: str = "program"
     kept: dict[str, torch.nn.Module] = field(default_factory=dict)
+    inferred: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def instrs(self) -> list[Instr]:

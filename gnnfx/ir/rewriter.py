@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-from gnnfx.ir.assume import assume
-from gnnfx.ir.infer import annotate, infer_anew
+from gnnfx.ir.infer import annotate, effects, infer_anew
 from gnnfx.ir.program import Instr, Program, op_target, set_record, unwrap
 from gnnfx.ir.types import Domain, Record
 
@@ -92,11 +90,3 @@ def drop_dead(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):
         if node.op in ("call_function", "get_attr") and not node.users and not effects(node):
             graph.erase_node(node)
-
-
-def effects(node: fx.Node) -> bool:
-    """Whether dropping an unused call would change what the program does."""
-    target = node.target
-    if target is assume:
-        return True
-    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
