@@ -17,6 +17,7 @@ from gnnfx.passes.fuse_aggregate import FuseAggregate
 from gnnfx.passes.fuse_attention import FuseAttention
 from gnnfx.passes.fuse_edge_mlp import FuseEdgeMlp
 from gnnfx.passes.fuse_epilogue import FuseEpilogue
+from gnnfx.passes.fuse_linear_sum import FuseLinearSum
 from gnnfx.passes.fuse_messages import FuseMessages
 from gnnfx.passes.fuse_reductions import FuseReductions
 from gnnfx.passes.fuse_requantize import FuseRequantize
@@ -36,6 +37,7 @@ from gnnfx.passes.scale_by_degree import ScaleByDegree
 from gnnfx.passes.select_csr_linear import SelectCsrLinear
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
 from gnnfx.passes.separate_norm import SeparateNorm
+from gnnfx.passes.split_edge_types import SplitEdgeTypes
 from gnnfx.policy import Policy
 
 
@@ -84,6 +86,7 @@ def lower_passes() -> list[Pass]:
         SeparateNorm(sources=False),
         LowerDegrees(),
         FuseSelfLoops(),
+        SplitEdgeTypes(),
         EliminateCommonSubexpressions(),
     ]
 
@@ -102,6 +105,7 @@ def quantize_passes() -> list[Pass]:
         FoldChannelScale(),
         FuseEdgeMlp(),
         FuseEpilogue(),
+        FuseLinearSum(),
         FuseRequantize(),
         RemarkInputReads(),
     ]

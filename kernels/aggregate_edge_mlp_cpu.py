@@ -146,7 +146,7 @@ def quantized_aggregate_edge_mlp(
 
         def multiply(hidden: Tensor) -> Tensor:
             finished = codes.multiply_and_finish(
-                hidden, zero_point, multiplier, linear_bias, "none", None, None
+                hidden, zero_point, multiplier, linear_bias, None, "none", None, None
             )
             if finished is not None:
                 return finished

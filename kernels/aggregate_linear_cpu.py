@@ -97,7 +97,7 @@ def quantized_aggregate_linear(
             if row_scale is None and out_bits == 8:
                 qparams = out_scale, out_zero_point
                 finished = ready.multiply_and_finish(
-                    mid[:count], mid_zero, multiplier, bias, activation, *qparams
+                    mid[:count], mid_zero, multiplier, bias, None, activation, *qparams
                 )
                 if finished is not None:
                     out[part] = finished

@@ -14,12 +14,15 @@ from __future__ import annotations
 import functools
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnnfx.kernels.compile_numba import choose_lanes, compiled
+from gnnfx.kernels.epilogue import empty_result
 from gnnfx.kernels.epilogue_numba import (
     CHANNELS,
     FIRST_FREE,
@@ -29,6 +32,7 @@ from gnnfx.kernels.epilogue_numba import (
     epilogue_arguments,
     finish,
 )
+from gnnfx.kernels.linear_sum import in_turn, reject_one
 from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import load_f32, read_f32, splat_f32, take_piece
@@ -82,7 +86,7 @@ class Weight:
     def multiply(self, x: Tensor, zero_point: int) -> Tensor:
         """Sum of (x - zero_point) * weight over K for int8 `x` [N, K], rounded to float32."""
         if self._packed is not None:
-            return self._onednn(x, zero_point, self._ones, None, "none", None, None)
+            return self._onednn(x, zero_point, self._ones, None, None, "none", None, None)
         total = self._sums * -zero_point
         for part, weight in zip(x.split(_EXACT_CHANNELS, 1), self._slices, strict=True):
             total = total + (part.float() @ weight).int()
@@ -94,6 +98,7 @@ class Weight:
         zero_point: int,
         multiplier: Tensor,
         bias: Tensor | None,
+        residual: Tensor | None,
         activation: str,
         out_scale: Tensor | None,
         out_zero_point: Tensor | None,
@@ -106,7 +111,7 @@ class Weight:
         if self._packed is None or activation == "elu":
             return None
         qparams = out_scale, out_zero_point
-        return self._onednn(x, zero_point, multiplier, bias, activation, *qparams)
+        return self._onednn(x, zero_point, multiplier, bias, residual, activation, *qparams)
 
     def _onednn(
         self,
@@ -114,26 +119,23 @@ class Weight:
         zero_point: int,
         multiplier: Tensor,
         bias: Tensor | None,
+        residual: Tensor | None,
         activation: str,
         out_scale: Tensor | None,
         out_zero_point: Tensor | None,
     ) -> Tensor:
-        result: Tensor = torch.ops.onednn.qlinear_pointwise(
-            x.view(torch.uint8) ^ 128,
-            1.0,
-            zero_point + 128,
-            self._packed,
-            multiplier,
-            self._zeros,
-            bias,
+        codes = x.view(torch.uint8) ^ 128
+        product = codes, 1.0, zero_point + 128, self._packed, multiplier, self._zeros
+        output = (
             1.0 if out_scale is None else float(out_scale),
             0 if out_zero_point is None else int(out_zero_point),
             torch.float32 if out_scale is None else torch.int8,
-            activation,
-            [],
-            "",
         )
-        return result
+        op = torch.ops.onednn.qlinear_pointwise
+        if residual is None:
+            return op.default(*product, bias, *output, activation, [], "")  # type: ignore[no-any-return]
+        added = 1.0, 0, "add", 1.0
+        return op.binary(*product, residual, bias, *output, *added, activation, [], "")  # type: ignore[no-any-return]
 
 
 class _Weights:
@@ -257,9 +259,9 @@ def quantized_linear(
     ready, zero = prepared(weight, channels, weight_bits), int(zero_point)
     multiplier = scale * weight_scale
     codes = unpack_codes(x, channels, bits)
-    if row_scale is None and residual is None and out_bits == 8:
-        qparams = out_scale, out_zero_point
-        finished = ready.multiply_and_finish(codes, zero, multiplier, bias, activation, *qparams)
+    if row_scale is None and out_bits == 8:
+        rest = bias, residual, activation, out_scale, out_zero_point
+        finished = ready.multiply_and_finish(codes, zero, multiplier, *rest)
         if finished is not None:
             return finished
     out = torch.empty((rows, outputs), dtype=dtype, device="cpu")
@@ -278,3 +280,37 @@ def quantized_linear(
             out_bits,
         )
     return out if out_scale is None else pack_codes(out, out_bits)
+
+
+reject_quantized_linear_sum = partial(reject_one, reject_quantized_linear)
+
+
+def quantized_linear_sum(
+    x: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    zero_point: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    weight_scale: Sequence[Tensor],
+    channels: Sequence[int],
+    bits: Sequence[int],
+    weight_bits: Sequence[int],
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_bits: int = 8,
+) -> Tensor:
+    rows, width = x[0].shape[0], weight[0].shape[0]
+    layers = scale, zero_point, weight, weight_scale, channels, bits, weight_bits
+    finished = activation, out_scale, out_zero_point, out_bits
+    size = block_rows(rows, width)
+    if rows <= size:
+        return in_turn(quantized_linear, x, *layers, bias, residual, *finished)
+    out = empty_result(x[0], rows, width, out_scale, out_bits)
+    for first in range(0, rows, size):
+        part = slice(first, first + size)
+        below = None if residual is None else residual[part]
+        inputs = [codes[part] for codes in x]
+        out[part] = in_turn(quantized_linear, inputs, *layers, bias, below, *finished)
+    return out

@@ -10,6 +10,8 @@ point is taken off afterwards, times the sum of the weight row, and only where i
 
 from __future__ import annotations
 
+from functools import partial
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -23,6 +25,7 @@ from gnnfx.kernels.codes_triton import (
     store_rows,
 )
 from gnnfx.kernels.epilogue import ACTIVATIONS
+from gnnfx.kernels.linear_sum import in_turn, reject_one
 
 
 @triton.jit
@@ -177,3 +180,7 @@ def quantized_linear(
         **EXACT,
     )
     return out
+
+
+quantized_linear_sum = partial(in_turn, quantized_linear)
+reject_quantized_linear_sum = partial(reject_one, reject_quantized_linear)

@@ -101,8 +101,7 @@ def _open(value: Any) -> bool:
 def _add(producer: Instr, other: Instr) -> dict[str, Any] | None:
     args = producer.args
     if is_param(other) and other.shape == producer.shape[1:]:
-        free = args["bias"] is None and args["residual"] is None
-        return {"bias": other} if free else None
+        return {"bias": other} if args["bias"] is None else None
     if args["residual"] is not None or other.shape != producer.shape or not is_feature(other):
         return None
     bare = producer.op == "aggregate" and args["self_weight"] is None and args["bias"] is None

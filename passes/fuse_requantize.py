@@ -19,6 +19,7 @@ from gnnfx.pass_manager import Pass, PassContext
 
 _PRODUCERS = {
     "quantized_linear",
+    "quantized_linear_sum",
     "quantized_aggregate",
     "quantized_aggregate_many",
     "quantized_attend_gat",

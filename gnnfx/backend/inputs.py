@@ -310,6 +310,8 @@ def _sources(index: Instr) -> Iterator[tuple[str, int | None]]:
             and instr.positional[1] == 1
         ):
             wanted.append((instr.arg.args["src"], row))
+        elif instr.op == "getitem" and instr.arg.op == "split_edges":
+            wanted.append((instr.arg.arg, row))
         elif instr.op == "aten.cat.default":
             wanted.extend((part, row) for part in instr.arg)
         elif instr.op in _SUBSETS and isinstance(instr.arg, Instr):

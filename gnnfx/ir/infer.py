@@ -22,7 +22,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from gnnfx.ir.assume import assume
 from gnnfx.ir.patterns import is_param
 from gnnfx.ir.program import Instr, Program, codes_of, set_record
-from gnnfx.ir.types import Dim, Domain, IntType, Record, TensorType
+from gnnfx.ir.types import Dim, Domain, IntType, Record, TensorType, TupleType
 
 _INDEX_ARG = {
     "gather": "index",
@@ -282,7 +282,9 @@ def _index_inputs(program: Program) -> set[str]:
     found: set[str] = set()
     while wanted:
         instr = wanted.pop()
-        if instr.name in seen or instr.dtype is None or instr.dtype.is_floating_point:
+        several = isinstance(instr.type, TupleType)  # of which one item is the index
+        whole = instr.dtype is not None and not instr.dtype.is_floating_point
+        if instr.name in seen or not (several or whole):
             continue
         seen.add(instr.name)
         if instr.op == "input":

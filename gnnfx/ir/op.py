@@ -77,7 +77,7 @@ class OpDef:
 
     def select(self, *args: Any, **kwargs: Any) -> Impl:
         """The implementation that a call with these arguments runs."""
-        device = _device_of(args)
+        device = _device_of(*args, *kwargs.values())
         for impl in self.impls:
             if impl.device == device and impl.reject(*args, **kwargs) is None:
                 return impl
@@ -85,7 +85,7 @@ class OpDef:
 
     def refusals(self, *args: Any, **kwargs: Any) -> dict[str, str]:
         """Why each implementation of this device that was passed over was passed over."""
-        device = _device_of(args)
+        device = _device_of(*args, *kwargs.values())
         reasons = {i.name: i.reject(*args, **kwargs) for i in self.impls if i.device == device}
         return {name: reason for name, reason in reasons.items() if reason is not None}
 
@@ -134,8 +134,9 @@ def _accept(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-def _device_of(args: tuple[Any, ...]) -> str:
-    return next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+def _device_of(*args: Any) -> str:
+    flat = (b for a in args for b in (a if isinstance(a, (list, tuple)) else (a,)))
+    return next((a.device.type for a in flat if isinstance(a, Tensor)), "cpu")
 
 
 def _register_gradient(op: OpDef) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx
@@ -50,6 +51,11 @@ class Rewriter:
         """Give the tensor behind a `param` instruction other values or another shape."""
         self.program.tensors[instr.param] = tensor
         self._changed = True
+
+    def take_sizes(self, instr: Instr, results: list[Instr]) -> None:
+        """Give the results of `instr`, whose sizes the data decides, the types of `results`."""
+        instr.node.meta["val"] = [result.fake for result in results]
+        set_record(instr, replace(instr.record, type=self.program.type_of(instr.fake)))
 
     def replace(self, old: Instr, new: Instr) -> None:
         """Let every user of `old` use `new` instead."""

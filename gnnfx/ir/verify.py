@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import fx
@@ -47,19 +48,28 @@ def _verify_type(program: Program, instr: Instr) -> None:
 
 def _verify_codes(program: Program, instr: Instr) -> None:
     """Codes are used with the scale and zero point that they were made with."""
-    args = instr.args if instr.definition is not None else {}
+    if instr.definition is None or instr.op in ("quantize", "fake_quantize"):
+        return
+    for value, used in _reads(instr.args):
+        made = _made(value)
+        if made is not None and made != used:
+            _fail(program, instr, f"reads codes made with {made} as {used}")
+
+
+def _reads(args: dict[str, Any]) -> Iterator[tuple[Any, Codes]]:
+    """What may be codes among the arguments, and what it is read as."""
     for values, scale, zero_point in [
         ("x", "scale", "zero_point"),
         ("codes", "scale", "zero_point"),
         ("x_src", "scale_src", "zero_point_src"),
         ("x_dst", "scale_dst", "zero_point_dst"),
     ]:
-        made = _made(args.get(values)) if scale in args else None
-        if made is None or instr.op in ("quantize", "fake_quantize"):
+        if not args.keys() >= {values, scale, zero_point}:
             continue
-        used = Codes(args.get("bits", 8), args[scale].name, args[zero_point].name)
-        if used != made:
-            _fail(program, instr, f"reads codes made with {made} as {used}")
+        read = args[values], args.get("bits", 8), args[scale], args[zero_point]
+        several = isinstance(args[values], list)
+        for value, bits, by, zero in zip(*read, strict=True) if several else [read]:
+            yield value, Codes(bits, by.name, zero.name)
 
 
 def _made(value: Any) -> Codes | None:
