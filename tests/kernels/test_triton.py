@@ -69,7 +69,8 @@ def test_strided_arguments_are_refused(op: OpDef, impl: Impl) -> None:
 
 
 def _first(args: tuple[Any, ...]) -> Tensor:
-    return args[0][0] if isinstance(args[0], list) else args[0]
+    first: Tensor = args[0][0] if isinstance(args[0], list) else args[0]
+    return first
 
 
 def _hub(edges: int) -> tuple[Tensor, Tensor]:
