@@ -16,10 +16,13 @@ from gnnfx.finetune import finetune
 from gnnfx.policy import Bits, Policy, Prune, Quantize
 from gnnfx.prepare import convert, prepare
 from gnnfx.pruner import Pruner
+from gnnfx.pruning.sparse_training import SparseTraining
+from gnnfx.pruning.train_and_prune import Admm, Slr
 from gnnfx.report import Report
 from gnnfx.training_policy import Training
 
 __all__ = [
+    "Admm",
     "Bits",
     "Compressed",
     "InputCodes",
@@ -30,6 +33,8 @@ __all__ = [
     "Pruner",
     "Quantize",
     "Report",
+    "Slr",
+    "SparseTraining",
     "Training",
     "bisect",
     "compress",

@@ -68,11 +68,14 @@ def finetune(
     weight_decay: float = 5e-4,
     seed: int = 0,
     keep: Literal["best", "last"] = "best",
+    optimizer: torch.optim.Optimizer | None = None,
+    penalty: Callable[[], Tensor] | None = None,
     after_step: Callable[[], None] | None = None,
+    after_epoch: Callable[[float], None] | None = None,
     history: Path | None = None,
     console: Console | None = None,
 ) -> History:
-    """Train with Adam; afterwards `prepared` has the weights of its best epoch on validation.
+    """Train; afterwards `prepared` has the weights of its best epoch on validation.
 
     data: a loader of batches, anything that can be iterated once an epoch; or, for tasks on nodes
         and links, one PyG `Data`.  The module's arguments are the attributes of the same names.
@@ -86,11 +89,16 @@ def finetune(
         the loss on validation got better.
     seed: given to torch's generator, which dropout, protective masks and loaders draw on.
     keep: keep the weights of the 'last' epoch instead, as when pruning goes on until then.
-    after_step: called after each step of the optimizer, as `gnnfx.Pruner.step` wants to be.
+    optimizer: of parameters of `prepared`; Adam with `learning_rate` and `weight_decay` if None.
+    penalty: gives what is added to the loss of each batch, as `gnnfx.Pruner.penalty` does.
+    after_step: called after each step of the optimizer, as `gnnfx.Pruner.step` and
+        `gnnfx.SparseTraining.step` want to be; the step's gradients are still there.
+    after_epoch: called with the mean loss of each epoch, without the penalty, as `gnnfx.Slr.step`
+        wants to be.
     history: where to write the epochs, '.csv' or '.json'.
     console: where progress is shown; nowhere if None.
 
-    Raises InputError for data that does not fit the task.
+    Raises InputError for data that does not fit the task, and for the optimizer of another module.
     """
     for name, value in (("epochs", epochs), ("patience", patience)):
         if value < 1:
@@ -108,14 +116,20 @@ def finetune(
     one_graph = task == "node-classification" and validation is None and is_graph(data)
     judged = kind.batches(data if one_graph else validation, "validation")
     torch.manual_seed(seed)
-    optimizer = torch.optim.Adam(prepared.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    parameters = list(prepared.parameters())
+    if optimizer is None:
+        optimizer = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
+    elif not set(parameters) & {p for group in optimizer.param_groups for p in group["params"]}:
+        raise InputError("optimizer has no parameter of prepared; make it of prepared.parameters()")
     done: list[Epoch] = []
     best, lowest, waited = None, math.inf, 0
     weights = prepared.state_dict()
     with _progress(console) as bars:
         bar = bars.add_task(f"train ({task})", total=epochs)
         for number in range(1, epochs + 1):
-            loss = _train(prepared, optimizer, kind, training, after_step)
+            loss = _train(prepared, optimizer, kind, training, penalty, after_step)
+            if after_epoch is not None:
+                after_epoch(loss)
             epoch = Epoch(number, loss, *_evaluate(prepared, kind, judged))
             done.append(epoch)
             waited += 1
@@ -170,16 +184,17 @@ def _train(
     optimizer: torch.optim.Optimizer,
     task: Task,
     batches: Iterable[Any],
+    penalty: Callable[[], Tensor] | None,
     after_step: Callable[[], None] | None,
 ) -> float:
-    """The mean loss of one epoch."""
+    """The mean loss of one epoch, without the penalty."""
     prepared.train()
     total, count = 0.0, 0
     for batch in batches:
         optimizer.zero_grad()
         out, target = task.select(_forward(prepared, task, batch), batch, "data")
         loss = task.loss(out, target)
-        loss.backward()
+        (loss if penalty is None else loss + penalty()).backward()
         optimizer.step()
         if after_step is not None:
             after_step()

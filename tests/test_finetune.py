@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 
 import gnnfx
 from gnnfx.errors import InputError
+from gnnfx.pruning.masks import keeper_of_zeros
 from gnnfx.tasks import area_under_roc, sample_absent_pairs
 from tests.models import IN, OUT, GraphClassifier, graph, make
 
@@ -206,3 +208,45 @@ def test_the_area_under_the_curve_equals_scikit_learns() -> None:
     positive = torch.arange(300) % 3 == 0
     wanted = metrics.roc_auc_score(positive.numpy(), score.numpy())
     assert area_under_roc(score, positive) == pytest.approx(wanted, abs=1e-12)
+
+
+def matrices(module: gnnfx.PreparedModule) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.dim() == 2}
+
+
+@pytest.mark.parametrize("growth", ["gradient", "random"])
+def test_sparse_training_inside(growth: Any) -> None:
+    module = prepared("fp32")
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    weights = matrices(module)
+    sparse = gnnfx.SparseTraining(weights, optimizer, 0.3, end=40, every=5, growth=growth)
+    first = {name: mask.clone() for name, mask in sparse.masks.items()}
+    history = gnnfx.finetune(
+        module, nodes(), epochs=40, optimizer=optimizer, after_step=sparse.step
+    )
+    assert history.epochs[-1].loss < 0.9 * history.epochs[0].loss
+    assert any(not first[n].equal(m) for n, m in sparse.masks.items())
+    kept = sum(int((w != 0).sum()) for w in weights.values())
+    assert kept <= 0.3 * sum(w.numel() for w in weights.values()) + len(weights)
+
+
+@pytest.mark.parametrize("method", [gnnfx.Admm, gnnfx.Slr])
+def test_train_and_prune_inside(method: Any) -> None:
+    module = prepared("fp32")
+    weights = matrices(module)
+    pull = method(weights, 0.7, rho=0.5)
+    far = pull.gap()
+    gnnfx.finetune(
+        module, nodes(), epochs=40, keep="last", penalty=pull.penalty, after_epoch=pull.step
+    )
+    assert pull.gap() < 0.7 * far
+    pull.prune()
+    gnnfx.finetune(module, nodes(), epochs=5, after_step=keeper_of_zeros(weights))
+    kept = sum(int((w != 0).sum()) for w in weights.values())
+    assert kept <= 0.3 * sum(w.numel() for w in weights.values()) + len(weights)
+
+
+def test_the_optimizer_of_another_module_is_an_error() -> None:
+    optimizer = torch.optim.SGD(prepared("fp32").parameters(), lr=0.1)
+    with pytest.raises(InputError, match="no parameter of prepared"):
+        gnnfx.finetune(prepared("fp32"), nodes(), epochs=1, optimizer=optimizer)
