@@ -74,3 +74,15 @@ def test_a_number_of_graphs_that_only_the_data_tells() -> None:
         for inputs in [batch(30, 4), batch(50, 7), batch(20, 1)]:
             torch.testing.assert_close(compiled(*inputs), module(*inputs))
     assert counter.frame_count == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse:UserWarning")
+def test_with_sparse_matrices_the_module_runs_as_it_is() -> None:
+    x, edge_index = graph(40, 160)
+    ends = edge_index.unique(dim=1)
+    adjacency = torch.sparse_coo_tensor(ends, torch.ones(ends.shape[1]), (40, 40)).to_sparse_csr()
+    model = make("gcn")
+    module = gnnfx.optimize(model, "fp32", (x, adjacency))
+    with torch.no_grad():
+        got, want = torch.compile(module)(x, adjacency), model(x, adjacency)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

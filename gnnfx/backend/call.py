@@ -38,6 +38,12 @@ class Call:
             traced.out_spec,
         )
 
+    @property
+    def takes_sparse(self) -> bool:
+        """Whether an argument is, or holds, a sparse matrix."""
+        matrices = {leaf.removesuffix(".cols") for leaf in self.leaves if leaf.endswith(".cols")}
+        return any(f"{matrix}.value" in self.leaves for matrix in matrices)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A TreeSpec warns when it is unpickled, so its containers are pickled in its place.
         results = pytree.tree_unflatten([0] * self.out_spec.num_leaves, self.out_spec)

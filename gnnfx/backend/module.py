@@ -48,6 +48,7 @@ class OptimizedModule(nn.Module):
         self._ir = dump(program)
         self._names = {i.name: i.param for i in program.find("param")}
         self._inputs = Inputs(call, program, parts)
+        self._takes_sparse = call.takes_sparse
         self._structure_inputs = tuple(i.type for i in parts.structure.inputs)
         self._structure_results = tuple(i.type for i in parts.structure.results)
         self._feature = parts.feature.module()
@@ -63,6 +64,13 @@ class OptimizedModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's outputs; raises InputError for arguments that the example had otherwise."""
+        return (self._uncompiled if self._takes_sparse else self._forward)(args, kwargs)
+
+    @torch.compiler.disable(reason="torch.compile takes no sparse matrices")  # type: ignore[untyped-decorator]
+    def _uncompiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._forward(args, kwargs)
+
+    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._eager is None:  # torch.compile cannot leave a graph from within a try block
             return self._run(args, kwargs)
         try:
