@@ -26,7 +26,7 @@ from gnnfx.errors import (
 from gnnfx.fallback import Limit, fall_back
 from gnnfx.frontend.signature import as_call, flatten, input_name
 from gnnfx.frontend.trace import Traced, frozen_copy
-from gnnfx.heap import older_objects_unscanned
+from gnnfx.heap import compilation
 from gnnfx.ir.program import Program
 from gnnfx.pass_manager import AfterEach, Pass, PassContext, PassManager, Site
 from gnnfx.passes.choose_qparams import ChooseQparams
@@ -41,7 +41,7 @@ from gnnfx.verify_outputs import verify_outputs
 _ROWS_LOOKED_AT = 1000
 
 
-@older_objects_unscanned()
+@compilation()
 def optimize(
     model: nn.Module,
     policy: str | Policy = "int8",

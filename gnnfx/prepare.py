@@ -26,7 +26,7 @@ from gnnfx.errors import CalibrationError, InputError, PolicyError, UnstableErro
 from gnnfx.frontend.signature import as_call
 from gnnfx.frontend.trace import Traced, frozen_copy
 from gnnfx.frontend.training import without_dropout
-from gnnfx.heap import older_objects_unscanned
+from gnnfx.heap import compilation
 from gnnfx.ir.program import Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import PassContext, PassManager
@@ -42,7 +42,7 @@ from gnnfx.report import Report
 from gnnfx.verify_outputs import verify_outputs
 
 
-@older_objects_unscanned()
+@compilation()
 def prepare(
     model: nn.Module,
     policy: str | Policy = "int8-dq",
@@ -123,7 +123,7 @@ def _without_observers(program: Program) -> Program:
     return rewriter.finish()
 
 
-@older_objects_unscanned()
+@compilation()
 def convert(prepared: PreparedModule) -> OptimizedModule:
     """The module that executes what `prepared` simulates in eval mode, on integers.
 

@@ -356,6 +356,10 @@ def _traced(
     constants = {leaf: value for leaf, value in leaves.items() if leaf not in passed}
     mode = torch._guards.detect_fake_mode([n.meta.get("val") for n in exported.graph.nodes])
     assert mode is not None
+    assert mode.shape_env is not None
+    # These inputs hold the sizes that hold them, out of reach of garbage collection; done tracing,
+    # nobody asks for them.
+    mode.shape_env.tracked_fakes = None
     program = Program(graph, {}, mode, name=name)
     for node in exported.graph.nodes:
         if node.op == "placeholder" and specs[node.name].kind is InputKind.USER_INPUT:
