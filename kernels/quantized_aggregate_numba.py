@@ -125,6 +125,43 @@ def _sum(lanes):
     return kernel
 
 
+def _sum_pair(lanes):
+    """As `_sum` of more than `lanes` channels and at most twice as many, in one sweep.
+
+    The second block of lanes ends where the row ends and overlaps the first.
+    """
+    both = 2 * lanes
+
+    def kernel(a):
+        rows, channels, rowptr, src, x = a[ROWS], a[CHANNELS], a[ROWPTR], a[SRC], a[X]
+        last_edge, second = a[EDGES] - 1, channels - lanes
+        zero_point = read_i32(a[ZERO_POINT])
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            begin = piece_start(rowptr, rows, a[PIECES], piece)
+            for row in range(begin, piece_start(rowptr, rows, a[PIECES], piece + 1)):
+                first, stop = read_i32(rowptr + 4 * row), read_i32(rowptr + 4 * row + 4)
+                left, right = splat_i32(0, lanes), splat_i32(0, lanes)
+                edge = first
+                while edge < stop:
+                    flush = min(edge + _FLUSH, stop)
+                    left_part, right_part = splat_i16(0, lanes), splat_i16(0, lanes)
+                    while edge < flush:
+                        prefetch(x + source_ahead(src, edge, last_edge) * channels, both)
+                        codes = x + source(src, edge) * channels
+                        left_part = left_part + widen_i16(load_i8(codes, lanes))
+                        right_part = right_part + widen_i16(load_i8(codes + second, lanes))
+                        edge += 1
+                    left, right = left + widen_i32(left_part), right + widen_i32(right_part)
+                distance = splat_i32((stop - first) * zero_point, lanes)
+                _finish_row(to_f32(left - distance), a, row, 0, stop - first)
+                _finish_row(to_f32(right - distance), a, row, second, stop - first)
+
+    return kernel
+
+
 def _sum_half_bytes(lanes):
     """Unweighted sum or mean of packed 4-bit codes of an even number of channels.
 
@@ -444,4 +481,8 @@ def _choose_kernel(channels: int, reduce: str, weighted: bool, packed_bits: int)
         return compiled(_sum_half_bytes if packed_bits == 4 else _sum_quarter_bytes, lanes)
     if reduce in ("max", "min"):
         return compiled(_extreme, lanes, reduce == "max")
-    return compiled(_sum_weighted if weighted else _sum, lanes)
+    if weighted:
+        return compiled(_sum_weighted, lanes)
+    if lanes < channels and 4 < channels < 128:
+        return compiled(_sum_pair, 1 << ((channels - 1).bit_length() - 1))
+    return compiled(_sum, lanes)

@@ -296,6 +296,21 @@ def test_a_hub_of_100000_edges_does_not_overflow(bits: int, greatest: bool) -> N
         assert_same(op.torch_op(*args), op.reference(*args), "hub")
 
 
+@pytest.mark.parametrize("name", ["aggregate", "quantized_aggregate"])
+def test_rows_of_any_width_are_summed_whole(name: str) -> None:
+    """Blocks of channels overlap where they do not fill a row."""
+    generator = torch.Generator().manual_seed(0)
+    op = BY_NAME[name]
+    rows, rowptr, src = list(sample_graphs())[3]
+    for channels in (*range(1, 20), 24, 31, 33, 40, 47, 63, 65, 72, 96, 127, 129, 200):
+        x = torch.randint(-128, 128, (rows, channels), generator=generator).to(torch.int8)
+        qparams = sample_qparams(0.1, 3, "cpu")
+        coded = (x, *qparams, rowptr, src, channels)
+        args = (x.float(), rowptr, src) if name == "aggregate" else coded
+        assert op.select(*args).name == "numba"
+        assert_same(op.torch_op(*args), op.reference(*args), f"{channels} channels")
+
+
 ILLEGAL: list[tuple[str, tuple[Any, ...], str]] = [
     ("quantize", (_floats(3, 4), ONE, ZERO, 3), "bits must be one of"),
     ("quantize", (_floats(3, 4), ONE, ZERO, 8, _floats(4)), r"row_scale must be \[3\]"),
