@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 from gnnfx.kernels.compile_numba import choose_lanes, compiled
@@ -21,19 +22,34 @@ from gnnfx.kernels.epilogue_numba import (
     epilogue_arguments,
     finish,
 )
-from gnnfx.kernels.threads import address, count_pieces, launch
+from gnnfx.kernels.threads import Kernel, address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
     greater,
     lesser,
     load_f32,
+    load_f32_like,
     prefetch,
     read_f32,
     read_i32,
     splat_f32,
+    splat_f32_like,
     take_piece,
 )
 
 X, SRC, ROWPTR, EDGES, WEIGHT, MEAN, SELF_WEIGHT, HEADS = range(FIRST_FREE, FIRST_FREE + 8)
+
+
+@njit(forceinline=True)
+def _finish_row(total, a, row, channel, degree):
+    """Scale the sum of a row, add the row itself, and finish."""
+    if a[MEAN] != 0:
+        total = total / splat_f32_like(np.float32(max(degree, 1)), total)
+    if a[ROW_SCALE] != 0:
+        total = total * splat_f32_like(read_f32(a[ROW_SCALE] + 4 * row), total)
+    if a[SELF_WEIGHT] != 0:
+        own = load_f32_like(a[X] + 4 * (row * a[CHANNELS] + channel), total)
+        total = total + splat_f32_like(read_f32(a[SELF_WEIGHT]), total) * own
+    finish(total, a, row, channel)
 
 
 def _reduce(lanes, reduce, weighted):
@@ -73,16 +89,38 @@ def _reduce(lanes, reduce, weighted):
                                 total = total + value
                         if first == stop:
                             total = splat_f32(np.float32(0), lanes)
-                        if a[MEAN] != 0:
-                            degree = np.float32(max(stop - first, 1))
-                            total = total / splat_f32(degree, lanes)
-                        if a[ROW_SCALE] != 0:
-                            total = total * splat_f32(read_f32(a[ROW_SCALE] + 4 * row), lanes)
-                        if a[SELF_WEIGHT] != 0:
-                            own = load_f32(column + 4 * width * row, lanes)
-                            total = total + splat_f32(read_f32(a[SELF_WEIGHT]), lanes) * own
-                        finish(total, a, row, channel)
+                        _finish_row(total, a, row, channel, stop - first)
                         channel += lanes
+
+    return kernel
+
+
+def _sum_pair(lanes):
+    """An unweighted sum of more than `lanes` channels and at most twice as many, in one sweep.
+
+    The second block of lanes ends where the row ends and overlaps the first.
+    """
+    both = 8 * lanes
+
+    def kernel(a):
+        rows, channels, rowptr, src, x = a[ROWS], a[CHANNELS], a[ROWPTR], a[SRC], a[X]
+        last_edge, row_bytes, second = a[EDGES] - 1, 4 * channels, channels - lanes
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            begin = piece_start(rowptr, rows, a[PIECES], piece)
+            for row in range(begin, piece_start(rowptr, rows, a[PIECES], piece + 1)):
+                first, stop = read_i32(rowptr + 4 * row), read_i32(rowptr + 4 * row + 4)
+                zero = splat_f32(np.float32(0), lanes)
+                left, right = zero, zero
+                for edge in range(first, stop):
+                    prefetch(x + row_bytes * source_ahead(src, edge, last_edge), both)
+                    values = x + row_bytes * source(src, edge)
+                    left = left + load_f32(values, lanes)
+                    right = right + load_f32(values + 4 * second, lanes)
+                _finish_row(left, a, row, 0, stop - first)
+                _finish_row(right, a, row, second, stop - first)
 
     return kernel
 
@@ -143,8 +181,13 @@ def aggregate(
         address(self_weight),
         heads,
     ]
-    lanes = choose_lanes(width // heads)
-    kind = "sum" if reduce == "mean" else reduce
-    kernel = compiled(_reduce, lanes, kind, weight is not None)
+    kernel = _choose_kernel(width, heads, reduce, weight is not None)
     launch(kernel, count_pieces((edges + num_rows) * width, num_rows), args)
     return out
+
+
+def _choose_kernel(width: int, heads: int, reduce: str, weighted: bool) -> Kernel:
+    lanes = choose_lanes(width // heads)
+    if lanes < width and 4 < width < 64 and not weighted and reduce in ("sum", "mean"):
+        return compiled(_sum_pair, 1 << ((width - 1).bit_length() - 1))
+    return compiled(_reduce, lanes, "sum" if reduce == "mean" else reduce, weighted)
