@@ -17,6 +17,7 @@ from torch.nn import functional
 from gnnfx.kernels.quantize import check_bits, code_dtype, pack, packed_channels, to_codes
 
 ACTIVATIONS = ("none", "relu", "elu")  # device code knows them by their place
+ACTIVATION_OPS = {"relu": "aten.relu.default", "elu": "aten.elu.default"}
 
 
 def finish(

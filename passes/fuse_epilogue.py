@@ -22,6 +22,7 @@ from gnnfx.ir.patterns import (
 )
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
+from gnnfx.kernels.epilogue import ACTIVATION_OPS
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 
 _OPS = {
@@ -69,10 +70,9 @@ def _reshaped(rewriter: Rewriter, instr: Instr, changes: dict[str, Any]) -> dict
 
 def _match(instr: Instr) -> tuple[Instr, dict[str, Any]] | None:
     """The op in front of `instr` and the arguments that make it do what `instr` does."""
-    if instr.op == "aten.relu.default" and _open(instr.arg):
-        return instr.arg, {"activation": "relu"}
-    if instr.op == "aten.elu.default" and _open(instr.arg) and _is_plain_elu(instr):
-        return instr.arg, {"activation": "elu"}
+    for name, op in ACTIVATION_OPS.items():
+        if instr.op == op and _open(instr.arg) and (name != "elu" or _is_plain_elu(instr)):
+            return instr.arg, {"activation": name}
     if instr.op not in ("aten.add.Tensor", "aten.mul.Tensor") or instr.args.get("alpha", 1) != 1:
         return None
     left, right = instr.args["self"], instr.args["other"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 from gnnfx.ir.patterns import is_param, sole_user, used_elsewhere
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
+from gnnfx.kernels.epilogue import ACTIVATION_OPS
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 
 
@@ -82,8 +83,8 @@ def _linear_last(rewriter: Rewriter, linear: Instr, aggregate: Instr) -> Instr:
     )
     if residual is not None:
         value = rewriter.insert(aggregate, "aten.add.Tensor", value, residual)
-    if activation == "relu":
-        value = rewriter.insert(aggregate, "aten.relu.default", value)
+    if activation != "none":
+        value = rewriter.insert(aggregate, ACTIVATION_OPS[activation], value)
     return value
 
 

@@ -8,6 +8,7 @@ import torch
 from gnnfx.ir.program import Program
 from gnnfx.ir.text import parse
 from gnnfx.ir.verify import verify
+from gnnfx.kernels.epilogue import ACTIVATIONS
 from gnnfx.pass_manager import PassContext
 from gnnfx.passes.fold_attention_scores import FoldAttentionScores
 from gnnfx.passes.fold_batch_norm import FoldBatchNorm
@@ -128,6 +129,16 @@ def test_a_widening_layer_moves_behind_the_aggregate() -> None:
     assert body(after) == ["aggregate", "aten.linear.default"]
     check_values(before, after, torch.randn(5, 4), *_csr(5, 17), torch.rand(17), rtol=1e-4)
     check_second_run(Reassociate(), after)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_finishes_the_rows_comes_after_the_layer(activation: str) -> None:
+    text = AGGREGATE.format(k=4, o=8).replace("w: f32[E])", "w: f32[E], r: f32[N, 8])")
+    text = text.replace("None, b)", f"None, b, r, '{activation}')")
+    before, after, _ = rewrite(Reassociate(), text)
+    assert body(after)[:2] == ["aggregate", "aten.linear.default"]
+    inputs = torch.randn(5, 4), *_csr(5, 17), torch.rand(17), torch.randn(5, 8)
+    check_values(before, after, *inputs, rtol=1e-4)
 
 
 @pytest.mark.parametrize("outputs", [2, 4])
