@@ -156,7 +156,7 @@ def _least(
 ) -> tuple[float, str]:
     """The least seconds of a call, and what binds it."""
     gathering = 0.0
-    x = next((a for a in operands if isinstance(a, Tensor)), None)
+    x = next((a for a in pytree.tree_leaves(operands) if isinstance(a, Tensor)), None)
     if cost.gathered and x is not None and x.shape[0]:
         gathering = cost.gathered / limits.gather(x[:1].nbytes)
     streamed = cost.bytes - cost.gathered
