@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from environment import RESULTS, TABLE_WIDTH, environment
+from environment import RESULTS, TABLE_WIDTH, environment, write
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -147,14 +147,13 @@ def main() -> None:
         for seed in range(options.seeds)
         if (dataset, model, seed) not in known
     ]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", total=len(runs))
         for dataset, model, seed in runs:
             bars.update(task, description=f"{model} on {dataset}, seed {seed}")
             found += outcomes(dataset, model, seed, options.policies, options.root, options.epochs)
             result = {"environment": environment(), "outcomes": [asdict(o) for o in found]}
-            options.out.write_text(json.dumps(result, indent=1) + "\n")
+            write(options.out, result)
             bars.advance(task)
     found.sort(key=lambda o: (DATASETS.index(o.dataset), MODELS.index(o.model)))
     console = Console(width=max(Console().width, TABLE_WIDTH))

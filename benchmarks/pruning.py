@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from environment import RESULTS, TABLE_WIDTH, environment
+from environment import RESULTS, TABLE_WIDTH, environment, write
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -262,7 +262,7 @@ def main() -> None:
                 module, data, training = trained[dataset, model, seed]
                 outcomes.append(prune(module, data, run, training, not options.no_latency))
                 result = {"environment": environment(), "outcomes": [asdict(o) for o in outcomes]}
-                options.out.write_text(json.dumps(result, indent=1) + "\n")
+                write(options.out, result)
             bars.advance(task)
     found = means([o for o in outcomes if o.key in set(runs)])
     console = Console(width=max(Console().width, TABLE_WIDTH))

@@ -10,14 +10,13 @@ rounds and the quartiles of its ratio to float32 in the same round.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, TABLE_WIDTH, environment
+from environment import RESULTS, TABLE_WIDTH, environment, write
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
@@ -64,7 +63,7 @@ def main() -> None:
     name = f"REDDIT-BINARY GIN, {BATCHES} batches of 128"
     rows += _measure(name, _batches(options.root), options.budget)
     result = {"environment": environment(), "rows": [asdict(row) for row in rows]}
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(options.out, result)
     console = Console(width=max(Console().width, TABLE_WIDTH))
     console.print(_table(rows))
     console.print(f"written: {options.out}")

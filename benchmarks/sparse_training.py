@@ -30,14 +30,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from environment import RESULTS, TABLE_WIDTH, environment
+from environment import RESULTS, TABLE_WIDTH, environment, write
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.datasets import Coauthor, LINKXDataset
-from torch_geometric.utils import to_undirected
+from torch_geometric.utils import scatter, to_undirected
 
 import gnnfx
 from gnnfx.demo import DATA_ROOT
@@ -136,7 +136,10 @@ def _spectral(edges: Tensor, nodes: int, width: int = 8) -> Tensor:
     u, s, _ = torch.svd_lowrank(adjacency, q=width, niter=8)
     # Without the degrees that the normalization took out, hubs could not be told from others.
     x = u * s * degree[:, None].sqrt()
-    x = x.sign() * (1 + x.abs()).log()
+    return _standardized(x.sign() * (1 + x.abs()).log())
+
+
+def _standardized(x: Tensor) -> Tensor:
     return (x - x.mean(0)) / x.std(0).clamp(min=1e-6)
 
 
@@ -148,15 +151,12 @@ def _nodes(name: str, root: Path) -> Problem:
     )
     data = dataset[0]
     u, s, _ = torch.pca_lowrank(data.x, q=64)
-    x, size = u * s, data.num_nodes
     src, dst = data.edge_index
-    degree = torch.bincount(dst, minlength=size).clamp(min=1)[:, None]
-    steps = [x]
+    steps = [u * s]
     for _ in range(2):
-        steps.append(torch.zeros_like(x).index_add_(0, dst, steps[-1][src]) / degree)
+        steps.append(scatter(steps[-1][src], dst, dim_size=data.num_nodes, reduce="mean"))
     u, s, _ = torch.pca_lowrank(torch.cat(steps, 1), q=64)
-    x = u * s
-    x = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)
+    x = _standardized(u * s)
     labelled = torch.nonzero(data.y >= 0)[:, 0]
     order = labelled[torch.randperm(len(labelled))]
     ends = [int(share * len(order)) for share in (0.6, 0.8)]
@@ -341,8 +341,7 @@ def main() -> None:
                     outcomes.append(Outcome(*key, *found))
                 if missing and options.out is not None:
                     result = {"environment": environment(), "outcomes": [*map(asdict, outcomes)]}
-                    options.out.parent.mkdir(parents=True, exist_ok=True)
-                    options.out.write_text(json.dumps(result, indent=1) + "\n")
+                    write(options.out, result)
                 bars.advance(task)
     shown = Console(width=max(Console().width, TABLE_WIDTH))
     shown.print(table(outcomes))

@@ -10,7 +10,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from gnnfx.kernels.compile_numba import choose_lanes, compiled
+from gnnfx.kernels.compile_numba import choose_lanes, compiled, half_lanes
 from gnnfx.kernels.csr import reject_large
 from gnnfx.kernels.csr_numba import piece_start, source, source_ahead
 from gnnfx.kernels.epilogue_numba import (
@@ -189,5 +189,5 @@ def aggregate(
 def _choose_kernel(width: int, heads: int, reduce: str, weighted: bool) -> Kernel:
     lanes = choose_lanes(width // heads)
     if lanes < width and 4 < width < 64 and not weighted and reduce in ("sum", "mean"):
-        return compiled(_sum_pair, 1 << ((width - 1).bit_length() - 1))
+        return compiled(_sum_pair, half_lanes(width))
     return compiled(_reduce, lanes, "sum" if reduce == "mean" else reduce, weighted)

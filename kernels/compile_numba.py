@@ -46,6 +46,11 @@ def _shared_source() -> str:
     return hashlib.sha256(text).hexdigest()[:12]
 
 
+def half_lanes(channels: int) -> int:
+    """The power of two of which two blocks, which may overlap, cover a row and one does not."""
+    return 1 << ((channels - 1).bit_length() - 1)
+
+
 def choose_lanes(channels: int, most: int = 128) -> int:
     """The widest block of channels; a last, overlapping block takes what it leaves."""
     return next(lanes for lanes in LANES if lanes <= min(channels, most))

@@ -14,7 +14,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from gnnfx.kernels.compile_numba import choose_lanes, compiled
+from gnnfx.kernels.compile_numba import choose_lanes, compiled, half_lanes
 from gnnfx.kernels.csr import reject_large
 from gnnfx.kernels.csr_numba import piece_start, source, source_ahead
 from gnnfx.kernels.epilogue_numba import (
@@ -484,5 +484,5 @@ def _choose_kernel(channels: int, reduce: str, weighted: bool, packed_bits: int)
     if weighted:
         return compiled(_sum_weighted, lanes)
     if lanes < channels and 4 < channels < 128:
-        return compiled(_sum_pair, 1 << ((channels - 1).bit_length() - 1))
+        return compiled(_sum_pair, half_lanes(channels))
     return compiled(_sum, lanes)

@@ -33,13 +33,13 @@ class FuseLinearSum(Pass):
     def run(self, program: Program, ctx: PassContext) -> Program:
         rewriter = Rewriter(program, self.name)
         for instr in rewriter.program.find("quantized_linear"):
-            added = instr.args["residual"]
-            if instr.args["row_scale"] is not None or not _is_bare(added, instr):
+            args, added = instr.args, instr.args["residual"]
+            if args["row_scale"] is not None or not _is_bare(added, instr):
                 continue
-            terms = {name: [*_listed(added, name), instr.args[name]] for name in _TERMS}
-            finished = {name: instr.args[name] for name in _FINISHED}
+            terms = {name: [*_listed(added, name), args[name]] for name in _TERMS}
+            finished = {name: args[name] for name in _FINISHED}
             finished["residual"] = added.args["residual"]
-            finished["bias"] = instr.args["bias"] or added.args["bias"]
+            finished["bias"] = args["bias"] or added.args["bias"]
             fused = rewriter.insert(instr, _SUM, **terms, **finished, like=instr)
             rewriter.replace(instr, fused)
             ctx.did(added, f"its result is added up by {fused.name} of {instr.module or '(top)'}")

@@ -1,13 +1,15 @@
 """Take the edges of all types apart in one sweep.
 
-  a: bool[E] = aten.eq.Scalar(edge_type, 0)
-  b: i64[2, D0] = aten.index.Tensor(edge_index, [None, a])
-  c: bool[E] = aten.eq.Scalar(edge_type, 1)
-  d: i64[2, D1] = aten.index.Tensor(edge_index, [None, c])
-becomes
-  s: (i64[2, D2], i64[2, D3]) = split_edges(edge_index, edge_type, [0, 1])
-  b: i64[2, D2] = getitem(s, 0)
-  d: i64[2, D3] = getitem(s, 1)
+    a: bool[E] = aten.eq.Scalar(edge_type, 0)
+    b: i64[2, D0] = aten.index.Tensor(edge_index, [None, a])
+    c: bool[E] = aten.eq.Scalar(edge_type, 1)
+    d: i64[2, D1] = aten.index.Tensor(edge_index, [None, c])
+  becomes
+    s: (i64[2, D0], i64[2, D1]) = split_edges(edge_index, edge_type, [0, 1])
+    b: i64[2, D0] = getitem(s, 0)
+    d: i64[2, D1] = getitem(s, 1)
+
+so that no mask is made and no edge list searched for each type.
 """
 
 from __future__ import annotations

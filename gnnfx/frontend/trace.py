@@ -20,7 +20,6 @@ from typing import Any
 
 import sympy
 import torch
-import torch.export._trace  # torch.export would load it at its first call
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
