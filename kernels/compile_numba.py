@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numba import cfunc
-from numba.core import types
+from numba.core import sigutils, types
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.core.runtime import rtsys
 
 from gnnfx.kernels.threads import Kernel
 
@@ -26,13 +29,25 @@ def compiled(make: Callable[..., Any], *constants: Any) -> Kernel:
     # Numba finds a function or intrinsic in a closure on disk only in the process that wrote it.
     assert not any(callable(c.cell_contents) for c in function.__closure__ or ())
     function.__qualname__ += f"_{_shared_source()}"
-    try:
-        kernel = cfunc(_SIGNATURE, cache=True, error_model="numpy")(function)
-    except RuntimeError:
-        # Numba found no directory that it may write to.
-        kernel = cfunc(_SIGNATURE, error_model="numpy")(function)
+    kernel = CFunc(function, sigutils.normalize_signature(_SIGNATURE), {}, {"error_model": "numpy"})
+    # Without a directory that it may write to, Numba compiles in every process.
+    with contextlib.suppress(RuntimeError):
+        kernel._cache = _OnDisk(function)
+    kernel.compile()
     launchable: Kernel = kernel.ctypes
     return launchable
+
+
+class _OnDisk(FunctionCache):  # type: ignore[misc]
+    """Numba's cache, without loading all that Numba can compile only to read what it has compiled.
+
+    That takes half a second of the first call of a process; compiling does it in any case.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        rtsys.initialize(target_context)  # machine code may name functions of Numba's runtime
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
 
 
 @functools.cache

@@ -303,7 +303,8 @@ def _export(
     adapter: _Adapter, name: str, values: list[Any], dims: dict[str, Any]
 ) -> tuple[ExportedProgram, Assumptions]:
     shapes = (list(dims.values()),)
-    with _quiet(), torch.no_grad(), symbolic_builtins(adapter.model), substituted(adapter.model):
+    model = adapter.model
+    with _quiet(), _lean(), torch.no_grad(), symbolic_builtins(model), substituted(model):
         try:
             numbers = numbers_of(lambda: adapter(values))
             with decided_by(numbers) as assumptions:
@@ -317,6 +318,21 @@ def _export(
             raise TraceError(
                 f"torch.export could not capture {name}: {_first_line(error)}"
             ) from error
+
+
+@contextmanager
+def _lean() -> Iterator[None]:
+    """Without the line of code of each node, which nobody reads, and without FakeTensor's cache.
+
+    Looking results up there, by shapes that are expressions, takes longer than making them.
+    """
+    before = getattr(fx.config, "do_not_emit_stack_traces", False)
+    fx.config.do_not_emit_stack_traces = True
+    try:
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            yield
+    finally:
+        fx.config.do_not_emit_stack_traces = before
 
 
 _LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils")

@@ -6,6 +6,7 @@ It is runnable at every stage.  An Instr is the typed view of one `fx.Node`.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -64,19 +65,23 @@ _PYTHON_OPS: dict[str, Callable[..., Any]] = {
     "sym.trunc": math.trunc,
 }
 _PYTHON_NAMES = {fn: name for name, fn in _PYTHON_OPS.items()}
+_KINDS = {
+    "placeholder": "input",
+    "get_attr": "param",
+    "output": "return",
+    "call_module": "kept",
+}
 # The one ATen op without a mutable argument that touches files.
 _FILE_OPS = ("aten.from_file.default",)
 
 
 def op_name(target: Any) -> str:
     """The textual name of a call target: `gather`, `aten.add.Tensor`, `getitem`, `sym.add`."""
-    if target in _PYTHON_NAMES:
-        return _PYTHON_NAMES[target]
     if isinstance(target, torch._ops.OpOverload):
         if target.namespace == "gnnfx":
             return target._opname
         return f"{target.namespace}.{target._opname}.{target._overloadname}"
-    return f"{target.__module__}.{target.__qualname__}"
+    return _PYTHON_NAMES.get(target) or f"{target.__module__}.{target.__qualname__}"
 
 
 def op_target(name: str) -> Any:
@@ -120,13 +125,7 @@ class Instr:
     @property
     def op(self) -> str:
         """`input`, `param`, `return`, `kept`, or the textual name of the op that is called."""
-        kinds = {
-            "placeholder": "input",
-            "get_attr": "param",
-            "output": "return",
-            "call_module": "kept",
-        }
-        return kinds.get(self.node.op) or op_name(self.node.target)
+        return _KINDS.get(self.node.op) or op_name(self.node.target)
 
     @property
     def definition(self) -> OpDef | None:
@@ -286,8 +285,10 @@ class Program:
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         for node in self.graph.nodes:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-            copies[node].name = node.name
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), copies.__getitem__)
+            made = graph.create_node(node.op, node.target, args, kwargs, node.name, node.type)
+            made.meta = node.meta.copy()
+            copies[node] = made
         return replace(self, graph=graph, tensors=dict(self.tensors), axes=dict(self.axes))
 
     def to_networkx(self) -> Any:
@@ -345,15 +346,20 @@ class Program:
         if not isinstance(size, (torch.SymInt, torch.SymBool)):
             return int(size)
         expr = sympy.sympify(size.node.expr)
-        names = {s: sympy.Symbol(self._axis(s)) for s in expr.free_symbols}
-        if names:
-            return str(expr.xreplace(names))
+        symbols = expr.free_symbols
+        if symbols:
+            return _printed(expr, tuple((s, self._axis(s)) for s in sorted(symbols, key=str)))
         return int(bool(expr)) if isinstance(size, torch.SymBool) else int(expr)
 
     def _axis(self, symbol: sympy.Symbol) -> str:
         if symbol not in self.axes:
             self.axes[symbol] = f"D{sum(n.startswith('D') for n in self.axes.values())}"
         return self.axes[symbol]
+
+
+@functools.lru_cache(maxsize=4096)
+def _printed(expr: sympy.Expr, names: tuple[tuple[sympy.Symbol, str], ...]) -> str:
+    return str(expr.xreplace({symbol: sympy.Symbol(name) for symbol, name in names}))
 
 
 def add_module(root: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
