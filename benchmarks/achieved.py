@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from gnnfx.backend.module import KeptModel, OptimizedModule
 from gnnfx.ir.op import Cost, OpDef, find_op
+from gnnfx.kernels.memory import Workspace
 
 _ROUNDS = 7
 _TOLD = 0.01  # share of the program's time from which on an op is told
@@ -64,8 +65,10 @@ def op_times(
 
 def _times(part: str, module: fx.GraphModule, values: list[Any], limits: Limits) -> list[OpTime]:
     seconds: dict[fx.Node, list[float]] = {}
+    workspace = Workspace()  # as a call of the module has one
     for turn in range(_ROUNDS + 1):
-        _sweep(module, values, limits.device, seconds)
+        with workspace.lend():
+            _sweep(module, values, limits.device, seconds)
         if turn == 0:
             seconds.clear()
     known = _sweep(module, values, limits.device, {}, keep=True)

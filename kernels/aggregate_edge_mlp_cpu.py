@@ -19,7 +19,8 @@ from gnnfx.kernels.aggregate_messages_numba import (
     write_messages,
 )
 from gnnfx.kernels.float_linear import LINEAR
-from gnnfx.kernels.linear_cpu import prepared
+from gnnfx.kernels.linear_cpu import Layer, multiply, prepared
+from gnnfx.kernels.memory import empty
 
 
 def _aggregate(
@@ -32,7 +33,7 @@ def _aggregate(
     """Reduce the products of the hidden values, codes of them where there are `qparams`."""
     size = tile_edges(width)
     channels, dtype = messages.x.shape[1], torch.float32 if qparams is None else torch.int8
-    memory = torch.empty((min(size, messages.num_edges), channels), dtype=dtype, device="cpu")
+    memory = empty((min(size, messages.num_edges), channels), dtype)
     for tile in tiles(messages.rowptr, messages.num_edges, size):
         hidden = memory[: tile.last_edge - tile.first_edge]
         write_messages(messages, tile, hidden, qparams)
@@ -76,7 +77,7 @@ def aggregate_edge_mlp(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    out = torch.empty((rowptr.shape[0] - 1, weight.shape[0]), dtype=torch.float32, device="cpu")
+    out = empty((rowptr.shape[0] - 1, weight.shape[0]))
     if out.numel():
         messages = Messages(
             x, rowptr, src, perm, x_dst, edge, None, None, message_activation, slope
@@ -136,7 +137,7 @@ def quantized_aggregate_edge_mlp(
     activation: str = "none",
     weight_bits: int = 8,
 ) -> Tensor:
-    out = torch.empty((rowptr.shape[0] - 1, weight.shape[0]), dtype=torch.float32, device="cpu")
+    out = empty((rowptr.shape[0] - 1, weight.shape[0]))
     if out.numel():
         messages = Messages(
             x, rowptr, src, perm, x_dst, edge, None, None, message_activation, slope
@@ -144,16 +145,13 @@ def quantized_aggregate_edge_mlp(
         codes = prepared(weight, x.shape[1], weight_bits)
         zero_point, multiplier = int(hidden_zero_point), hidden_scale * weight_scale
 
-        def multiply(hidden: Tensor) -> Tensor:
-            finished = codes.multiply_and_finish(
-                hidden, zero_point, multiplier, linear_bias, None, "none", None, None
-            )
-            if finished is not None:
-                return finished
-            total = codes.multiply(hidden, zero_point) * multiplier
-            return total if linear_bias is None else total + linear_bias
+        def multiplied(hidden: Tensor) -> Tensor:
+            product = empty((len(hidden), len(weight)))
+            layer = Layer(codes, hidden, zero_point, multiplier)
+            multiply([layer], product, bias=linear_bias)
+            return product
 
         reduction = Reduction(out, reduce, bias, residual, activation)
         qparams = (hidden_scale, hidden_zero_point)
-        _aggregate(messages, reduction, max(x.shape[1], weight.shape[0]), qparams, multiply)
+        _aggregate(messages, reduction, max(x.shape[1], weight.shape[0]), qparams, multiplied)
     return out

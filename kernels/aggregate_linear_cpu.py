@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gnnfx.kernels.linear_cpu import block_rows, finish_block, prepared
+from gnnfx.kernels.linear_cpu import Layer, block_rows, multiply, prepared
+from gnnfx.kernels.memory import empty
 from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
 from gnnfx.kernels.quantized_aggregate_numba import aggregate_rows, reject_quantized_aggregate
 
@@ -70,13 +71,13 @@ def quantized_aggregate_linear(
 ) -> Tensor:
     rows, outputs = rowptr.shape[0] - 1, weight.shape[0]
     dtype = torch.float32 if out_scale is None else torch.int8
-    out = torch.empty((rows, outputs), dtype=dtype, device="cpu")
+    out = empty((rows, outputs), dtype)
     if out.numel():
         ready = prepared(weight, channels, weight_bits)
         multiplier, mid_zero = mid_scale * weight_scale, int(mid_zero_point)
         codes = unpack_codes(x, channels, bits)
         size = min(rows, block_rows(rows, max(outputs, channels)))
-        mid = torch.empty((size, channels), dtype=torch.int8, device="cpu")
+        mid = empty((size, channels), torch.int8)
         for first in range(0, rows, size):
             count = min(size, rows - first)
             part = slice(first, first + count)
@@ -94,17 +95,8 @@ def quantized_aggregate_linear(
                 out_scale=mid_scale,
                 out_zero_point=mid_zero_point,
             )
-            if row_scale is None and out_bits == 8:
-                qparams = out_scale, out_zero_point
-                finished = ready.multiply_and_finish(
-                    mid[:count], mid_zero, multiplier, bias, None, activation, *qparams
-                )
-                if finished is not None:
-                    out[part] = finished
-                    continue
-            finish_block(
-                ready.multiply(mid[:count], mid_zero),
-                multiplier,
+            multiply(
+                [Layer(ready, mid[:count], mid_zero, multiplier)],
                 out[part],
                 None if row_scale is None else row_scale[part],
                 bias,

@@ -15,6 +15,7 @@ from gnnfx.kernels.compile_numba import choose_lanes, compiled
 from gnnfx.kernels.csr import reject_large
 from gnnfx.kernels.csr_numba import piece_start, source, source_ahead
 from gnnfx.kernels.epilogue_numba import to_codes
+from gnnfx.kernels.memory import empty
 from gnnfx.kernels.quantize import code_range
 from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
 from gnnfx.kernels.threads import address, count_pieces, launch
@@ -245,7 +246,7 @@ def aggregate_many(
     x: Tensor, rowptr: Tensor, src: Tensor, reduces: str, x_dst: Tensor | None = None
 ) -> Tensor:
     shape = (rowptr.shape[0] - 1, len(names_of(reduces)) * x.shape[1])
-    out = torch.empty(shape, dtype=torch.float32, device="cpu")
+    out = empty(shape)
     places = [0, 0, 0, 0, 0, 0]
     _launch(_many, out, x, rowptr, src, x.shape[1], reduces, x_dst, places, 0)
     return out
@@ -284,7 +285,7 @@ def quantized_aggregate_many(
 ) -> Tensor:
     shape = (rowptr.shape[0] - 1, len(names_of(reduces)) * channels)
     dtype = torch.float32 if out_scale is None else torch.int8
-    out = torch.empty(shape, dtype=dtype, device="cpu")
+    out = empty(shape, dtype)
     codes = unpack_codes(x, channels, bits)
     places = [
         *(address(scale), address(zero_point)),

@@ -37,6 +37,7 @@ from gnnfx.kernels.epilogue_numba import (
     to_codes,
 )
 from gnnfx.kernels.float_linear import LINEAR
+from gnnfx.kernels.memory import empty
 from gnnfx.kernels.quantize_numba import unpack_codes
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
@@ -321,9 +322,7 @@ class Reduction:
     ) -> None:
         self._out, self._reduce = out, reduce
         self._bias, self._residual, self._activation = bias, residual, activation
-        self._partial, self._next = torch.empty(
-            (2, out.shape[1]), dtype=torch.float32, device="cpu"
-        ).unbind()
+        self._partial, self._next = empty((2, out.shape[1])).unbind()
 
     def add(self, messages: Messages, tile: Tile, edge_rows: Tensor | None, reads_x: bool) -> None:
         """Reduce the messages of a tile into its rows: `edge_rows` itself unless `reads_x`."""
@@ -430,7 +429,7 @@ def aggregate_messages(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    out = torch.empty((rowptr.shape[0] - 1, x.shape[1]), dtype=torch.float32, device="cpu")
+    out = empty((rowptr.shape[0] - 1, x.shape[1]))
     if out.numel():
         parts = (x_dst, edge, edge_weight, edge_bias, message_activation, slope)
         messages = Messages(x, rowptr, src, perm, *parts)
@@ -483,7 +482,7 @@ def quantized_aggregate_messages(
     activation: str = "none",
     bits: int = 8,
 ) -> Tensor:
-    out = torch.empty((rowptr.shape[0] - 1, channels), dtype=torch.float32, device="cpu")
+    out = empty((rowptr.shape[0] - 1, channels))
     if out.numel():
         codes = unpack_codes(x, channels, bits)
         parts = (x_dst, edge, edge_weight, edge_bias, message_activation, slope)

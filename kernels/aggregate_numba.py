@@ -22,6 +22,7 @@ from gnnfx.kernels.epilogue_numba import (
     epilogue_arguments,
     finish,
 )
+from gnnfx.kernels.memory import empty
 from gnnfx.kernels.threads import Kernel, address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
     greater,
@@ -164,7 +165,7 @@ def aggregate(
     activation: str = "none",
 ) -> Tensor:
     num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
-    out = torch.empty((num_rows, *x.shape[1:]), dtype=torch.float32, device="cpu")
+    out = empty((num_rows, *x.shape[1:]))
     if out.numel() == 0:
         return out
     heads = weight.shape[1] if weight is not None and weight.dim() == 2 else 1

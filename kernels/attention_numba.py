@@ -35,6 +35,7 @@ from gnnfx.kernels.epilogue_numba import (
     epilogue_arguments,
     finish,
 )
+from gnnfx.kernels.memory import empty
 from gnnfx.kernels.quantize_numba import dequantize, pack_codes
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
@@ -695,7 +696,7 @@ def _launch(
     num_rows, (heads, channels) = rowptr.shape[0] - 1, value.shape[1:]
     width = channels if mean_heads else heads * channels
     dtype = torch.float32 if out_scale is None else torch.int8
-    out = torch.empty((num_rows, width), dtype=dtype, device="cpu")
+    out = empty((num_rows, width), dtype)
     if out.numel() == 0:
         return out if out_scale is None else pack_codes(out, out_bits)
     lanes, segment, by_head = _layout(heads, channels)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gnnfx.kernels.compile_numba import compiled
+from gnnfx.kernels.memory import empty
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
     load_f32,
@@ -85,8 +86,8 @@ def csr_linear(
     outputs = rowptr.shape[0] - 1
     most = min(_PIECES_A_THREAD * torch.get_num_threads(), max(1, rows // _TILE))
     pieces = count_pieces(rows * (values.shape[0] + inputs + outputs), most)
-    out = torch.empty((rows, outputs), dtype=torch.float32)
-    scratch = torch.empty((pieces * _TILE * (inputs + outputs),), dtype=torch.float32)
+    out = empty((rows, outputs))
+    scratch = empty((pieces * _TILE * (inputs + outputs),))
     operands = [address(t) for t in (x, rowptr, columns, values, bias, out, scratch)]
     launch(compiled(_csr_linear, _TILE), pieces, [rows, inputs, outputs, *operands])
     return out

@@ -1,9 +1,10 @@
-"""CPU code of `quantized_linear`: exact integer products in oneDNN, the epilogue in Numba.
+"""CPU code of `quantized_linear` and `quantized_linear_sum`: exact integer products.
 
-Rows are taken a block at a time, so that the products of a block are still in the cache when
-their epilogue reads them.  oneDNN has fast kernels for unsigned activations only: codes and zero
-point are moved up by 128.  Without VNNI it adds pairs of products in 16 bits, which may saturate;
-there, codes are multiplied as float32 in slices of channels whose sums stay within 2**24.
+With AVX-512 VNNI, kernels of ours; with AMX or only AVX-VNNI, oneDNN, and the epilogue in Numba
+where oneDNN has none.  oneDNN has fast kernels for unsigned activations only: codes and zero point
+are moved up by 128.  Without VNNI it adds pairs of products in 16 bits, which may saturate; there,
+codes are multiplied as float32 in slices of channels whose sums stay within 2**24.  Without tiles,
+rows are taken a block at a time, so that sums are in the cache when they are read again.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -15,6 +16,7 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,6 @@ import torch
 from torch import Tensor
 
 from gnnfx.kernels.compile_numba import choose_lanes, compiled
-from gnnfx.kernels.epilogue import empty_result
 from gnnfx.kernels.epilogue_numba import (
     CHANNELS,
     FIRST_FREE,
@@ -32,7 +33,9 @@ from gnnfx.kernels.epilogue_numba import (
     epilogue_arguments,
     finish,
 )
-from gnnfx.kernels.linear_sum import in_turn, reject_one
+from gnnfx.kernels.linear_sum import reject_one
+from gnnfx.kernels.linear_vnni_numba import TiledWeight, has_vnni_tiles, linear_tiles
+from gnnfx.kernels.memory import empty
 from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import load_f32, read_f32, splat_f32, take_piece
@@ -72,46 +75,58 @@ def _finish_rows(lanes):
 class Weight:
     """A weight [O, K] as its matrix product wants it."""
 
-    def __init__(self, codes: Tensor, has_vnni: bool) -> None:
+    def __init__(self, codes: Tensor) -> None:
         self.outputs, self.channels = codes.shape
+        self.tiled = TiledWeight(codes) if has_vnni_tiles() and TiledWeight.takes(codes) else None
         self._packed = None
-        if has_vnni:
+        if self.tiled is None and has_exact_int8():
             self._packed = torch.ops.onednn.qlinear_prepack(codes, None)
             self._ones = torch.ones(self.outputs, device="cpu")
             self._zeros = torch.zeros(self.outputs, dtype=torch.int32, device="cpu")
-        else:
+        elif self.tiled is None:
             self._slices = [s.float().t() for s in codes.split(_EXACT_CHANNELS, 1)]
             self._sums = codes.sum(1, dtype=torch.int32)
 
-    def multiply(self, x: Tensor, zero_point: int) -> Tensor:
-        """Sum of (x - zero_point) * weight over K for int8 `x` [N, K], rounded to float32."""
+    def finish(
+        self,
+        x: Tensor,
+        zero_point: int,
+        multiplier: Tensor,
+        out: Tensor,
+        row_scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        activation: str = "none",
+        out_scale: Tensor | None = None,
+        out_zero_point: Tensor | None = None,
+        out_bits: int = 8,
+    ) -> None:
+        """Write the layer on int8 `x` [n, K] to `out` [n, O], without tiles.
+
+        oneDNN, where it makes the rows in one pass, multiplies by the reciprocal of `out_scale`:
+        about one tie in a million goes the other way.
+        """
+        qparams = out_scale, out_zero_point
+        if self._packed is not None and row_scale is None and activation != "elu" and out_bits == 8:
+            rest = bias, residual, activation, *qparams
+            out.copy_(self._onednn(x, zero_point, multiplier, *rest))
+            return
+        rows, outputs = out.shape
+        total = self._multiply(x, zero_point)
+        finished = bias, residual, activation, *qparams, out_bits
+        args = epilogue_arguments(rows, outputs, out, row_scale, *finished)
+        kernel = compiled(_finish_rows, choose_lanes(outputs, 64))
+        pieces = count_pieces(rows * outputs, rows)
+        launch(kernel, pieces, [*args, address(total), address(multiplier)])
+
+    def _multiply(self, x: Tensor, zero_point: int) -> Tensor:
+        """Sum of (x - zero_point) * weight over K, rounded to float32."""
         if self._packed is not None:
             return self._onednn(x, zero_point, self._ones, None, None, "none", None, None)
         total = self._sums * -zero_point
         for part, weight in zip(x.split(_EXACT_CHANNELS, 1), self._slices, strict=True):
             total = total + (part.float() @ weight).int()
         return total.float()
-
-    def multiply_and_finish(
-        self,
-        x: Tensor,
-        zero_point: int,
-        multiplier: Tensor,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        activation: str,
-        out_scale: Tensor | None,
-        out_zero_point: Tensor | None,
-    ) -> Tensor | None:
-        """The finished rows, floats or int8 codes, where oneDNN makes them in one pass.
-
-        It multiplies by the reciprocal of `out_scale`: about one tie in a million goes the other
-        way.
-        """
-        if self._packed is None or activation == "elu":
-            return None
-        qparams = out_scale, out_zero_point
-        return self._onednn(x, zero_point, multiplier, bias, residual, activation, *qparams)
 
     def _onednn(
         self,
@@ -151,7 +166,7 @@ class _Weights:
             known = self._known.get(key)
             if known is None or not torch.equal(known[0], weight):
                 codes = unpack_codes(weight.contiguous(), channels, bits)
-                known = weight.clone(), Weight(codes, has_exact_int8())
+                known = weight.clone(), Weight(codes)
             self._known[key] = known
             self._known.move_to_end(key)
             if len(self._known) > _REMEMBERED:
@@ -170,8 +185,34 @@ _WEIGHTS = _Weights()
 
 
 def prepared(weight: Tensor, channels: int, bits: int) -> Weight:
-    """The weight of these codes in the form for `finish_block`."""
+    """The weight of these codes in the form that `multiply` wants."""
     return _WEIGHTS.get(weight, channels, bits)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A weight, the int8 codes [N, K] it multiplies, their zero point, and a factor [O]."""
+
+    weight: Weight
+    x: Tensor
+    zero_point: int
+    multiplier: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        weight: Tensor,
+        weight_scale: Tensor,
+        channels: int,
+        bits: int,
+        weight_bits: int,
+    ) -> Layer:
+        codes = unpack_codes(x, channels, bits)
+        ready = prepared(weight, channels, weight_bits)
+        return cls(ready, codes, int(zero_point), scale * weight_scale)
 
 
 def block_rows(rows: int, width: int) -> int:
@@ -179,35 +220,43 @@ def block_rows(rows: int, width: int) -> int:
     return max(_BLOCK_VALUES // max(width, 1), rows // _MOST_BLOCKS + 1)
 
 
-def finish_block(
-    total: Tensor,
-    multiplier: Tensor,
+def multiply(
+    layers: Sequence[Layer],
     out: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    out_scale: Tensor | None,
-    out_zero_point: Tensor | None,
-    out_bits: int,
+    row_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_bits: int = 8,
 ) -> None:
-    """Write the result of sums `total` [n, O] to `out`: floats, or int8 codes of `out_bits`."""
-    rows, outputs = total.shape
-    args = epilogue_arguments(
-        rows,
-        outputs,
-        out,
-        row_scale,
-        bias,
-        residual,
-        activation,
-        out_scale,
-        out_zero_point,
-        out_bits,
-    )
-    kernel = compiled(_finish_rows, choose_lanes(outputs, 64))
-    pieces = count_pieces(rows * outputs, rows)
-    launch(kernel, pieces, [*args, address(total), address(multiplier)])
+    """Write the finished sum of layers to `out` [N, O]: floats, or int8 codes of `out_bits`."""
+    rows, outputs = out.shape
+    finished = activation, out_scale, out_zero_point, out_bits
+    if not out.numel():
+        return
+    terms = [
+        (tiled, layer.x, layer.zero_point, layer.multiplier)
+        for layer in layers
+        if (tiled := layer.weight.tiled) is not None
+    ]
+    if len(terms) == len(layers):
+        linear_tiles(terms, out, row_scale, bias, residual, *finished)
+        return
+    for first in range(0, rows, size := block_rows(rows, outputs)):
+        part = slice(first, first + size)
+        below = None if residual is None else residual[part]
+        for layer in layers[:-1]:
+            total = empty((len(out[part]), outputs))
+            layer.weight.finish(
+                layer.x[part], layer.zero_point, layer.multiplier, total, residual=below
+            )
+            below = total
+        factor = None if row_scale is None else row_scale[part]
+        last = layers[-1]
+        place = last.x[part], last.zero_point, last.multiplier, out[part]
+        last.weight.finish(*place, factor, bias, below, *finished)
 
 
 def reject_quantized_linear(
@@ -251,34 +300,11 @@ def quantized_linear(
     out_bits: int = 8,
     row_scale: Tensor | None = None,
 ) -> Tensor:
-    rows, outputs = x.shape[0], weight.shape[0]
     dtype = torch.float32 if out_scale is None else torch.int8
-    if not (rows and outputs):
-        out = torch.empty((rows, outputs), dtype=dtype, device="cpu")
-        return out if out_scale is None else pack_codes(out, out_bits)
-    ready, zero = prepared(weight, channels, weight_bits), int(zero_point)
-    multiplier = scale * weight_scale
-    codes = unpack_codes(x, channels, bits)
-    if row_scale is None and out_bits == 8:
-        rest = bias, residual, activation, out_scale, out_zero_point
-        finished = ready.multiply_and_finish(codes, zero, multiplier, *rest)
-        if finished is not None:
-            return finished
-    out = torch.empty((rows, outputs), dtype=dtype, device="cpu")
-    for first in range(0, rows, size := block_rows(rows, outputs)):
-        part = slice(first, first + size)
-        finish_block(
-            ready.multiply(codes[part], zero),
-            multiplier,
-            out[part],
-            None if row_scale is None else row_scale[part],
-            bias,
-            None if residual is None else residual[part],
-            activation,
-            out_scale,
-            out_zero_point,
-            out_bits,
-        )
+    out = empty((x.shape[0], weight.shape[0]), dtype)
+    layer = Layer.of(x, scale, zero_point, weight, weight_scale, channels, bits, weight_bits)
+    finished = activation, out_scale, out_zero_point, out_bits
+    multiply([layer], out, row_scale, bias, residual, *finished)
     return out if out_scale is None else pack_codes(out, out_bits)
 
 
@@ -301,16 +327,10 @@ def quantized_linear_sum(
     out_zero_point: Tensor | None = None,
     out_bits: int = 8,
 ) -> Tensor:
-    rows, width = x[0].shape[0], weight[0].shape[0]
-    layers = scale, zero_point, weight, weight_scale, channels, bits, weight_bits
+    dtype = torch.float32 if out_scale is None else torch.int8
+    out = empty((x[0].shape[0], weight[0].shape[0]), dtype)
+    terms = x, scale, zero_point, weight, weight_scale, channels, bits, weight_bits
+    layers = [Layer.of(*term) for term in zip(*terms, strict=True)]
     finished = activation, out_scale, out_zero_point, out_bits
-    size = block_rows(rows, width)
-    if rows <= size:
-        return in_turn(quantized_linear, x, *layers, bias, residual, *finished)
-    out = empty_result(x[0], rows, width, out_scale, out_bits)
-    for first in range(0, rows, size):
-        part = slice(first, first + size)
-        below = None if residual is None else residual[part]
-        inputs = [codes[part] for codes in x]
-        out[part] = in_turn(quantized_linear, inputs, *layers, bias, below, *finished)
-    return out
+    multiply(layers, out, None, bias, residual, *finished)
+    return out if out_scale is None else pack_codes(out, out_bits)

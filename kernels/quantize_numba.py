@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gnnfx.kernels.compile_numba import choose_lanes, compiled
 from gnnfx.kernels.epilogue_numba import to_codes
+from gnnfx.kernels.memory import empty
 from gnnfx.kernels.quantize import code_dtype, code_range, packed_channels, qparams_of_range
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
@@ -212,7 +213,7 @@ def reject_quantize(
 def quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
 ) -> Tensor:
-    codes = torch.empty(x.shape, dtype=torch.int8, device="cpu")
+    codes = empty(x.shape, torch.int8)
     _quantize_rows(x, scale, zero_point, bits, _contiguous(row_scale), codes, simulate=False)
     return pack_codes(codes, bits)
 
@@ -223,7 +224,7 @@ reject_fake_quantize = reject_quantize
 def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
 ) -> Tensor:
-    out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
+    out = empty(x.shape)
     row_scale = _contiguous(row_scale)
     return _quantize_rows(x, scale, zero_point, bits, row_scale, out, simulate=True)
 
@@ -238,7 +239,7 @@ def dequantize(
     codes: Tensor, scale: Tensor, zero_point: Tensor, channels: int, bits: int = 8
 ) -> Tensor:
     codes = unpack_codes(codes, channels, bits)
-    out, count = torch.empty(codes.shape, dtype=torch.float32, device="cpu"), codes.numel()
+    out, count = empty(codes.shape), codes.numel()
     if count:
         operands = address(codes), address(out), 0, address(scale), address(zero_point)
         kernel = compiled(_dequantize, choose_lanes(count, _MOST_LANES))
@@ -261,7 +262,7 @@ def choose_qparams(
         return qparams_of_range(zero, zero, bits, symmetric)
     row_scale = _contiguous(row_scale)
     lanes, pieces = choose_lanes(min(count, length), _MOST_LANES), count_pieces(count, rows)
-    ranges = torch.empty((pieces, 2, lanes), dtype=torch.float32, device="cpu")
+    ranges = empty((pieces, 2, lanes))
     operands = address(x), address(ranges), address(row_scale)
     launch(compiled(_range, lanes), pieces, [count, length, rows, *operands])
     return qparams_of_range(ranges[:, 0].amin(), ranges[:, 1].amax(), bits, symmetric)
@@ -272,9 +273,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes
     length = codes.shape[-1]
-    out = torch.empty(
-        (*codes.shape[:-1], packed_channels(length, bits)), dtype=code_dtype(bits), device="cpu"
-    )
+    out = empty((*codes.shape[:-1], packed_channels(length, bits)), code_dtype(bits))
     _convert_rows(_pack, codes, out, length, bits)
     return out
 
@@ -283,7 +282,7 @@ def unpack_codes(packed: Tensor, channels: int, bits: int) -> Tensor:
     """`gnnfx.kernels.quantize.unpack` of contiguous bytes."""
     if bits == 8:
         return packed
-    out = torch.empty((*packed.shape[:-1], channels), dtype=torch.int8, device="cpu")
+    out = empty((*packed.shape[:-1], channels), torch.int8)
     _convert_rows(_unpack, packed, out, channels, bits)
     return out
 

@@ -26,6 +26,7 @@ from gnnfx.kernels.epilogue_numba import (
     epilogue_arguments,
     finish,
 )
+from gnnfx.kernels.memory import empty
 from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
 from gnnfx.kernels.threads import Kernel, address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
@@ -385,7 +386,7 @@ def quantized_aggregate(
 ) -> Tensor:
     num_rows = rowptr.shape[0] - 1
     dtype = torch.float32 if out_scale is None else torch.int8
-    out = torch.empty((num_rows, channels), dtype=dtype, device="cpu")
+    out = empty((num_rows, channels), dtype)
     if out.numel():
         is_sum = reduce in ("sum", "mean") and weight is None and self_weight is None
         fits = channels % 4 == 0 and channels >= _LEAST_PACKED.get(bits, 0)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gnnfx.kernels.compile_numba import compiled
 from gnnfx.kernels.csr_numba import piece_start
+from gnnfx.kernels.memory import empty
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
     exp,
@@ -67,7 +68,7 @@ def reject_segment_softmax(logits: Tensor, rowptr: Tensor) -> str | None:
 
 
 def segment_softmax(logits: Tensor, rowptr: Tensor) -> Tensor:
-    out = torch.empty(logits.shape, dtype=torch.float32, device="cpu")
+    out = empty(logits.shape)
     num_rows = rowptr.shape[0] - 1
     if out.numel():
         heads = logits.numel() // logits.shape[0]

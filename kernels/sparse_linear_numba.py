@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from gnnfx.kernels.compile_numba import compiled
+from gnnfx.kernels.memory import empty
 from gnnfx.kernels.sparse_linear import reference
 from gnnfx.kernels.threads import address, launch
 from gnnfx.kernels.vectors_numba import (
@@ -109,7 +110,7 @@ def sparse_linear(x: Tensor, weight_t: Tensor, bias: Tensor | None = None) -> Te
     """Rows [N, O]; a dense input is handed to the dense product."""
     rows, inputs = x.shape
     outputs = weight_t.shape[1]
-    out = torch.empty((rows, outputs), dtype=torch.float32)
+    out = empty((rows, outputs))
     dense = torch.zeros(1, dtype=torch.int32)
     operands = [address(t) for t in (x, weight_t, bias, out, dense)]
     pieces = max(1, rows // _ROWS_A_PIECE)

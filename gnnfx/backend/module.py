@@ -22,6 +22,7 @@ from gnnfx.ir.op import find_op
 from gnnfx.ir.program import Program
 from gnnfx.ir.text import dump, retarget
 from gnnfx.ir.types import IntType, TensorType, axis_names, size_of
+from gnnfx.kernels.memory import Workspace
 from gnnfx.kernels.structure import own_structure
 from gnnfx.report import Report
 
@@ -56,6 +57,7 @@ class OptimizedModule(nn.Module):
         self._structure = parts.structure.module()
         self._coded = CodedInputs(self._feature, self._inputs.channels, _direct_forward)
         self._cache = GraphCache(self._compute)
+        self._workspace = Workspace()
         self._handle = own_structure(self)
         self._register_state_dict_hook(_drop_prefix)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
@@ -107,7 +109,8 @@ class OptimizedModule(nn.Module):
         forward, direct = coded or (type(self._feature).forward, self._direct)
         if torch.compiler.is_compiling() or not all(map(_is_plain, parts)):
             return forward(self._feature, *parts, *values)  # type: ignore[no-any-return]
-        return direct(self._feature, *parts, *values)  # type: ignore[no-any-return]
+        with self._workspace.lend():
+            return direct(self._feature, *parts, *values)  # type: ignore[no-any-return]
 
     def quantize_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """Features as integer codes, to be passed in place of the float tensors from now on.
@@ -169,8 +172,9 @@ class OptimizedModule(nn.Module):
         return [name for name in names if name not in ("_feature", "_structure")]
 
     def forget(self) -> None:
-        """Release what was remembered of graphs seen so far."""
+        """Release what was remembered of graphs seen so far, and the memory of the last call."""
         self._cache.forget()
+        self._workspace = Workspace()
 
     def lookup_structure(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
         """What the program needs to know of one graph."""
@@ -221,10 +225,11 @@ class OptimizedModule(nn.Module):
         self._direct = _direct_forward(self._feature)
         self._coded = CodedInputs(self._feature, self._inputs.channels, _direct_forward)
         self._cache = GraphCache(self._compute)
+        self._workspace = Workspace()
         self._handle = own_structure(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        remade = ("_direct", "_coded", "_cache", "_handle")
+        remade = ("_direct", "_coded", "_cache", "_workspace", "_handle")
         return {k: v for k, v in self.__dict__.items() if k not in remade}
 
 

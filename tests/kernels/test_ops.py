@@ -235,10 +235,46 @@ def test_without_openmp(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _run_samples(name)
 
 
-def test_linear_without_exact_int8(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_cpu, "has_exact_int8", lambda: False)
+_LINEAR = ["quantized_linear", "quantized_linear_sum", "quantized_aggregate_linear"]
+
+
+@pytest.mark.parametrize("has_int8", [True, False], ids=["onednn", "float32"])
+@pytest.mark.parametrize("name", _LINEAR)
+def test_linear_without_tiles(name: str, has_int8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if has_int8 and not linear_cpu.has_exact_int8():
+        pytest.skip("this CPU has no VNNI")
+    monkeypatch.setattr(linear_cpu, "has_vnni_tiles", lambda: False)
+    monkeypatch.setattr(linear_cpu, "has_exact_int8", lambda: has_int8)
     monkeypatch.setattr(linear_cpu, "_WEIGHTS", linear_cpu._Weights())
-    _run_samples("quantized_linear")
+    _run_samples(name)
+
+
+@pytest.mark.parametrize("outputs", [1, 5, 16, 17, 40, 65, 80, 97, 257, 1500])
+@pytest.mark.parametrize("channels", [1, 3, 8, 130])
+def test_integer_linear_layers_of_any_shape(outputs: int, channels: int) -> None:
+    op = BY_NAME["quantized_linear"]
+    generator = torch.Generator().manual_seed(outputs + channels)
+
+    def codes(low: int, *shape: int) -> Tensor:
+        return torch.randint(low, 128, shape, generator=generator, dtype=torch.int8)
+
+    for rows, zero_point in [(1, 0), (7, -128), (100, 127), (133, 3)]:
+        x, weight = codes(-128, rows, channels), codes(-127, outputs, channels)
+        x[-1], weight[0] = -128, 127
+        scale = torch.rand(outputs, generator=generator)
+        args = arguments(op.reference, x, *sample_qparams(0.1, zero_point, "cpu"), weight, scale,
+                         channels, row_scale=torch.rand(rows, generator=generator))  # fmt: skip
+        assert torch.equal(op.torch_op(*args), op.reference(*args)), (rows, zero_point)
+
+
+def test_sums_of_many_channels_fit_in_32_bits() -> None:
+    op, channels = BY_NAME["quantized_linear"], 2**16
+    x = torch.full((3, channels), -128, dtype=torch.int8)
+    weight = torch.full((2, channels), 127, dtype=torch.int8)
+    weight[1] = -127
+    qparams = sample_qparams(1.0, 127, "cpu")
+    args = arguments(op.reference, x, *qparams, weight, torch.ones(2), channels)
+    assert torch.equal(op.torch_op(*args), op.reference(*args))
 
 
 def test_an_edited_weight_is_prepared_again() -> None:

@@ -1,0 +1,254 @@
+"""Linear layers on integer codes with AVX-512 VNNI: products, sum of layers and epilogue at once.
+
+A tile of rows times a panel of outputs is summed in registers.  Tiles of some rows become a block
+of float32 [rows, outputs] on the stack, which is finished before the next is begun.
+
+The instruction multiplies unsigned by signed bytes: codes are moved up by 128 as they are read,
+and sums start at what that and the zero point add to them.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from llvmlite import binding, ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+from torch import Tensor
+from torch.nn import functional
+
+from gnnfx.kernels.compile_numba import choose_lanes, compiled
+from gnnfx.kernels.epilogue_numba import (
+    CHANNELS,
+    FIRST_FREE,
+    PIECES,
+    ROW_SCALE,
+    ROWS,
+    epilogue_arguments,
+    finish,
+)
+from gnnfx.kernels.threads import address, count_pieces, launch
+from gnnfx.kernels.vectors_numba import load_f32, scratch_floats, take_piece
+
+PANELS, BLOCK, ONE, LAYERS, FIRST_LAYER = range(FIRST_FREE, FIRST_FREE + 5)
+_LAYER = 5  # codes, steps of 4 channels, weight, start, multiplier
+
+_LANES = 16  # of 32 bits
+_TILE_ROWS = {4: 6, 3: 9, 2: 12, 1: 14}  # by vectors a panel: what 32 registers hold
+_SCRATCH = 16384
+_MOST_CHANNELS = 2**16  # whose sums fit in 32 bits
+
+_INTS, _FLOATS = ir.VectorType(ir.IntType(32), _LANES), ir.VectorType(ir.FloatType(), _LANES)
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+binding.initialize_native_asmparser()
+
+
+@functools.cache
+def has_vnni_tiles() -> bool:
+    """Whether these kernels are the fastest: oneDNN uses matrix registers where there are any."""
+    names = ("_is_avx512_supported", "_is_vnni_supported", "_is_amx_tile_supported")
+    wide, vnni, matrix = (bool(getattr(torch.cpu, name)()) for name in names)
+    return wide and vnni and not matrix
+
+
+@intrinsic(prefer_literal=True)
+def _multiply_tile(
+    typingctx, x, steps, weight, start, multiplier, factor, stride, out, pitch, more, rows, vectors
+):
+    """out (+)= ((x + 128) . weight + start) * multiplier * factor, on `rows` rows of int8 codes.
+
+    x: rows of 4 * steps codes; weight: [steps, 16 * vectors, 4]; start: int32, multiplier:
+    float32 [16 * vectors]; factor: a float32 every `stride` bytes; out: float32 rows every `pitch`
+    bytes; more: whether to add to it.
+    """
+    if not all(isinstance(count, types.IntegerLiteral) for count in (rows, vectors)):
+        return None
+    num_rows, num_vectors = range(rows.literal_value), range(vectors.literal_value)
+    arithmetic = ir.FunctionType(_INTS, [_INTS] * 3)
+
+    def codegen(context, builder, sig, args):
+        x, steps, weight, start, multiplier, factor, stride, out, pitch, more = args[:10]
+        add_products = ir.InlineAsm(arithmetic, "vpdpbusd $2, $1, $0", "=v,v,v,0")
+
+        def place(base, index, size):
+            return builder.add(base, builder.mul(index, _I64(size)))
+
+        def pointer(base, kind, v=0):
+            at = builder.add(base, _I64(4 * _LANES * v))
+            return builder.inttoptr(at, ir.PointerType(kind))
+
+        def load(base, kind, v=0):
+            return builder.load(pointer(base, kind, v), align=1, typ=kind)
+
+        def splat(value):
+            vector = ir.Constant(ir.VectorType(value.type, _LANES), ir.Undefined)
+            one = builder.insert_element(vector, value, _I32(0))
+            return builder.shuffle_vector(one, vector, ir.Constant(_INTS, None))
+
+        row_bytes = builder.mul(steps, _I64(4))
+        row_of = [builder.add(x, builder.mul(row_bytes, _I64(r))) for r in num_rows]
+        starts = [load(start, _INTS, v) for v in num_vectors]
+        totals = [[cgutils.alloca_once_value(builder, s) for s in starts] for _ in num_rows]
+        with cgutils.for_range(builder, steps) as loop:
+            panel = place(weight, loop.index, 4 * _LANES * len(num_vectors))
+            weights = [load(panel, _INTS, v) for v in num_vectors]
+            for row, sums in zip(row_of, totals, strict=True):
+                word = splat(load(place(row, loop.index, 4), _I32))
+                codes = builder.xor(word, ir.Constant(_INTS, [_I32(0x80808080)] * _LANES))
+                for total, by in zip(sums, weights, strict=True):
+                    added = builder.call(add_products, [codes, by, builder.load(total)])
+                    builder.store(added, total)
+        for r, sums in zip(num_rows, totals, strict=True):
+            by = splat(load(builder.add(factor, builder.mul(stride, _I64(r))), ir.FloatType()))
+            row = builder.add(out, builder.mul(pitch, _I64(r)))
+            for v, total in enumerate(sums):
+                scale = builder.fmul(load(multiplier, _FLOATS, v), by)
+                value = builder.fmul(builder.sitofp(builder.load(total), _FLOATS), scale)
+                added = builder.fadd(value, load(row, _FLOATS, v))
+                value = builder.select(more, added, value)
+                builder.store(value, pointer(row, _FLOATS, v), align=1)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(*[i64] * 9, types.boolean, rows, vectors), codegen
+
+
+def _linear(rows_at_once, vectors, lanes):
+    """Rows of the sum of some layers, finished."""
+    panel_bytes = 64 * vectors
+
+    def kernel(a):
+        scratch = scratch_floats(_SCRATCH)
+        pitch = a[PANELS] * panel_bytes
+        tiles = (a[ROWS] + rows_at_once - 1) // rows_at_once
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            first = tiles * piece // a[PIECES] * rows_at_once
+            end = min(tiles * (piece + 1) // a[PIECES] * rows_at_once, a[ROWS])
+            while first < end:
+                last = min(first + a[BLOCK], end)
+                for t in range(a[LAYERS]):
+                    at = FIRST_LAYER + _LAYER * t
+                    x, steps, weight = a[at], a[at + 1], a[at + 2]
+                    start, multiplier = a[at + 3], a[at + 4]
+                    for panel in range(a[PANELS]):
+                        skip = panel * panel_bytes
+                        row = first
+                        while row < last:
+                            codes, out = x + 4 * steps * row, scratch + pitch * (row - first) + skip
+                            factor, stride = a[ONE], 0
+                            if a[ROW_SCALE] != 0:
+                                factor, stride = a[ROW_SCALE] + 4 * row, 4
+                            by, plus, times = weight + skip * steps, start + skip, multiplier + skip
+                            if row + rows_at_once <= last:
+                                _multiply_tile(
+                                    codes, steps, by, plus, times, factor, stride, out, pitch,
+                                    t > 0, rows_at_once, vectors,
+                                )  # fmt: skip
+                                row += rows_at_once
+                            else:
+                                _multiply_tile(
+                                    codes, steps, by, plus, times, factor, stride, out, pitch,
+                                    t > 0, 1, vectors,
+                                )  # fmt: skip
+                                row += 1
+                for row in range(first, last):
+                    channel = 0
+                    while channel < a[CHANNELS]:
+                        channel = min(channel, a[CHANNELS] - lanes)
+                        total = load_f32(scratch + pitch * (row - first) + 4 * channel, lanes)
+                        finish(total, a, row, channel)
+                        channel += lanes
+                first = last
+
+    return kernel
+
+
+def _vectors_a_panel(vectors):
+    """As many as make the fewest steps of a row: each panel also reads the row's codes."""
+    return min(_TILE_ROWS, key=lambda v: -(-vectors // v) * (v + 0.75))
+
+
+class TiledWeight:
+    """A weight [O, K] of int8 codes in panels of outputs, padded with zeros."""
+
+    def __init__(self, codes: Tensor) -> None:
+        outputs, channels = codes.shape
+        self.vectors = _vectors_a_panel(-(-outputs // _LANES))
+        width = _LANES * self.vectors
+        self.panels, self.steps = -(-outputs // width), -(-channels // 4)
+        self.outputs, self.channels, self.padded = outputs, channels, self.panels * width
+        padded = codes.new_zeros((self.padded, 4 * self.steps))
+        padded[:outputs, :channels] = codes
+        panels = padded.view(self.panels, width, self.steps, 4)
+        self.codes = panels.transpose(1, 2).contiguous()
+        self._sums = padded.sum(1, dtype=torch.int32)
+        self._start: tuple[int | None, Tensor] = (None, self._sums)
+
+    @staticmethod
+    def takes(codes: Tensor) -> bool:
+        """Whether sums fit in 32 bits, and a tile of rows in the scratch memory."""
+        outputs, channels = codes.shape
+        rows = max(_TILE_ROWS.values())
+        return channels <= _MOST_CHANNELS and rows * (outputs + 4 * _LANES) <= _SCRATCH
+
+    def start(self, zero_point: int) -> Tensor:
+        """Sums of no products yet, of codes that are 128 too high."""
+        known, start = self._start
+        if known != zero_point:
+            start = self._sums * -(zero_point + 128)
+            self._start = zero_point, start
+        return start
+
+    def by_output(self, values: Tensor) -> Tensor:
+        """`values` [O], padded."""
+        return functional.pad(values, (0, self.padded - self.outputs))
+
+    def rows(self, codes: Tensor) -> Tensor:
+        """int8 codes [N, K], channels padded to whole steps."""
+        return functional.pad(codes, (0, 4 * self.steps - self.channels)).contiguous()
+
+
+def linear_tiles(
+    terms: Sequence[tuple[TiledWeight, Tensor, int, Tensor]],
+    out: Tensor,
+    row_scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_scale: Tensor | None,
+    out_zero_point: Tensor | None,
+    out_bits: int,
+) -> None:
+    """Write the finished sum of layers to `out` [N, O]: floats, or int8 codes of `out_bits`.
+
+    terms: weight, int8 codes [N, K], zero point and multiplier [O] of each layer.
+    """
+    weight = terms[0][0]
+    rows, outputs = out.shape
+    finished = residual, activation, out_scale, out_zero_point, out_bits
+    args = epilogue_arguments(rows, outputs, out, row_scale, bias, *finished)
+    tile_rows = _TILE_ROWS[weight.vectors]
+    block = _SCRATCH // weight.padded // tile_rows * tile_rows
+    one = torch.ones((), device="cpu")
+    operands = [
+        (term.rows(codes), term.steps, term.codes, term.start(zero), term.by_output(multiplier))
+        for term, codes, zero, multiplier in terms
+    ]
+    layers = [
+        [address(x), steps, address(codes), address(start), address(by)]
+        for x, steps, codes, start, by in operands
+    ]
+    kernel = compiled(_linear, tile_rows, weight.vectors, choose_lanes(outputs, 64))
+    work = rows * outputs * sum(term.channels for term, *_ in terms) // 64
+    pieces = count_pieces(work, -(-rows // tile_rows))
+    head = [weight.panels, block, address(one), len(terms)]
+    launch(kernel, pieces, [*args, *head, *(value for layer in layers for value in layer)])

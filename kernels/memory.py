@@ -1,0 +1,115 @@
+"""Memory for large results on the CPU.
+
+The first write to each page of fresh memory waits for the system to find and clear it, and the
+allocator gives large blocks back when they are freed: filling 43 MB takes 15 ms, 4 ms in huge
+pages, and 1 ms in memory that was used before.  So large results lie in huge pages where the
+system lends them, and calls of a module use the buffers of its last call again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import mmap
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_HUGE_PAGE = 2**21
+_SEVERAL_PAGES = 4 * _HUGE_PAGE
+_LARGE = 2**20
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """A contiguous tensor on the CPU whose values are not set."""
+    workspace, size = getattr(_of_thread, "workspace", None), math.prod(shape) * dtype.itemsize
+    if workspace is None or size < _LARGE:
+        return _fresh(shape, dtype)
+    found: Tensor = workspace.take(size, shape, dtype)
+    return found
+
+
+class Workspace:
+    """The large buffers of one module's last call.
+
+    A buffer is used again once nothing refers to it: a result that somebody holds, as a tensor, a
+    view or a NumPy array, stays as it is.  Those that a call has no use for are released.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[torch.UntypedStorage] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lend(self) -> Iterator[None]:
+        """Inside, large results of this thread lie in these buffers."""
+        outer = getattr(_of_thread, "workspace", None)
+        _of_thread.workspace, _of_thread.taken = self, set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._buffers = [b for b in self._buffers if id(b) in _of_thread.taken]
+            _of_thread.workspace = outer
+
+    def take(self, size: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor in a free buffer of `size` bytes, or in a new one."""
+        with self._lock:
+            for position in range(len(self._buffers)):
+                if _is_free(self._buffers, position, size):
+                    buffer = self._buffers[position]
+                    tensor = torch.empty(0, dtype=dtype, device="cpu")
+                    tensor.set_(buffer, 0, shape)  # type: ignore[call-overload]
+                    break
+            else:
+                tensor = _fresh(shape, dtype)
+                buffer = tensor.untyped_storage()
+                self._buffers.append(buffer)
+        _of_thread.taken.add(id(buffer))
+        return tensor
+
+
+_of_thread = threading.local()
+
+
+def _is_free(buffers: list[torch.UntypedStorage], position: int, size: int) -> bool:
+    """Whether nothing but the list refers to a buffer of `size` bytes, no other process either."""
+    if buffers[position].nbytes() != size or buffers[position].is_shared():
+        return False
+    return _references(buffers, position) == _references_of_one_in_a_list()
+
+
+def _references(buffers: list[torch.UntypedStorage], position: int) -> tuple[int, int]:
+    """References to a buffer in C++ and in Python, as many as looking takes among them."""
+    buffer = buffers[position]
+    return torch._C._storage_Use_Count(buffer._cdata), sys.getrefcount(buffer)
+
+
+@functools.cache
+def _references_of_one_in_a_list() -> tuple[int, int]:
+    return _references([torch.empty(1, device="cpu").untyped_storage()], 0)
+
+
+def _fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    tensor = torch.empty(shape, dtype=dtype, device="cpu")
+    if tensor.nbytes >= _SEVERAL_PAGES and (advise := _madvise()) is not None:
+        start = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
+        end = (tensor.data_ptr() + tensor.nbytes) // _HUGE_PAGE * _HUGE_PAGE
+        advise(start, end - start, mmap.MADV_HUGEPAGE)  # refused, it changes nothing
+    return tensor
+
+
+@functools.cache
+def _madvise() -> Any:
+    """The system's madvise, or None where there are no huge pages."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function
