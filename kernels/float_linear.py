@@ -12,6 +12,9 @@ from torch.nn import functional
 from gnnfx.ir.op import Cost, Impl, OpDef, register
 from gnnfx.kernels.csr import num_bytes
 from gnnfx.kernels.epilogue import ACTIVATIONS, activate
+from gnnfx.kernels.memory import empty
+
+_LARGE, _BLOCK = 2**21, 2**20  # values
 
 
 def reference(
@@ -79,7 +82,25 @@ def onednn(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """The reference through oneDNN, which finishes each tile while it is in the cache."""
+    """The reference through oneDNN, which finishes each tile while it is in the cache.
+
+    oneDNN writes to memory of its own, so a large result is made some rows at a time, and these
+    are moved, still in the cache, to memory that was used before.
+    """
+    rows, outputs = x.shape[0], weight.shape[0]
+    if rows * outputs < _LARGE:
+        return _rows(x, weight, bias, residual, activation)
+    out = empty((rows, outputs))
+    for first in range(0, rows, size := max(_BLOCK // outputs, 1)):
+        part = slice(first, first + size)
+        below = None if residual is None else residual[part]
+        out[part] = _rows(x[part], weight, bias, below, activation)
+    return out
+
+
+def _rows(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
+) -> Tensor:
     product = torch.ops.mkldnn._linear_pointwise
     if residual is None and activation != "elu":
         return product(x, weight, bias, activation, [], "")  # type: ignore[no-any-return]

@@ -267,6 +267,16 @@ def test_integer_linear_layers_of_any_shape(outputs: int, channels: int) -> None
         assert torch.equal(op.torch_op(*args), op.reference(*args)), (rows, zero_point)
 
 
+@pytest.mark.parametrize("activation", ["none", "relu", "elu"])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_large_float_linear_layers_are_made_in_parts(activation: str, with_residual: bool) -> None:
+    op = BY_NAME["linear"]
+    x, weight, bias = torch.randn(30_001, 5), torch.randn(72, 5), torch.randn(72)
+    residual = torch.randn(30_001, 72) if with_residual else None
+    args = x, weight, bias, residual, activation
+    assert_same(op.torch_op(*args), op.reference(*args), "large")
+
+
 def test_sums_of_many_channels_fit_in_32_bits() -> None:
     op, channels = BY_NAME["quantized_linear"], 2**16
     x = torch.full((3, channels), -128, dtype=torch.int8)
