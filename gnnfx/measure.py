@@ -21,6 +21,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from gnnfx.kernels.memory import release_buffers
+
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
@@ -121,11 +123,11 @@ def peak_bytes(
     """Bytes that one call adds to the process at its highest point, its result included.
 
     On a CUDA device this is what PyTorch's allocator counts.  On the CPU it is the growth of the
-    resident set, so it sees every allocator (torch, numpy, Numba, oneDNN): free heap pages are
-    first returned to the system (`malloc_trim`), then Linux is asked to forget the highest resident
-    set so far (`/proc/self/clear_refs`), and after the call the new highest value (`VmHWM`) is
-    compared with the resident set from before.  The median of `repeats` calls is returned; before
-    them, `warmup` runs the call once unmeasured.
+    resident set, so it sees every allocator (torch, numpy, Numba, oneDNN): buffers that gnnfx keeps
+    for the next call and free heap pages are first returned to the system (`malloc_trim`), then
+    Linux is asked to forget the highest resident set so far (`/proc/self/clear_refs`), and after
+    the call the new highest value (`VmHWM`) is compared with the resident set from before.  The
+    median of `repeats` calls is returned; before them, `warmup` runs the call once unmeasured.
 
     Limits: memory that is reserved but never written is not counted; the kernel counts pages per
     thread in batches, so differences below about 1 MB are noise; other threads of the process are
@@ -148,6 +150,7 @@ def _cuda_growth(call: Callable[[], object]) -> int:
 
 
 def _resident_growth(call: Callable[[], object]) -> int:
+    release_buffers()
     _trim_heap()
     try:
         _CLEAR_REFS.write_text("5")

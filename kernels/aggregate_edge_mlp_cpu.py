@@ -144,14 +144,16 @@ def quantized_aggregate_edge_mlp(
         )
         codes = prepared(weight, x.shape[1], weight_bits)
         zero_point, multiplier = int(hidden_zero_point), hidden_scale * weight_scale
+        width = max(x.shape[1], weight.shape[0])
+        memory = empty((min(tile_edges(width), messages.num_edges), len(weight)))
 
         def multiplied(hidden: Tensor) -> Tensor:
-            product = empty((len(hidden), len(weight)))
+            product = memory[: len(hidden)]
             layer = Layer(codes, hidden, zero_point, multiplier)
             multiply([layer], product, bias=linear_bias)
             return product
 
         reduction = Reduction(out, reduce, bias, residual, activation)
         qparams = (hidden_scale, hidden_zero_point)
-        _aggregate(messages, reduction, max(x.shape[1], weight.shape[0]), qparams, multiplied)
+        _aggregate(messages, reduction, width, qparams, multiplied)
     return out

@@ -14,6 +14,7 @@ import math
 import mmap
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,12 @@ class Workspace:
     def __init__(self) -> None:
         self._buffers: list[torch.UntypedStorage] = []
         self._lock = threading.Lock()
+        _workspaces.add(self)
+
+    def release(self) -> None:
+        """Give back the buffers that nothing refers to, and forget the others."""
+        with self._lock:
+            self._buffers = []
 
     @contextmanager
     def lend(self) -> Iterator[None]:
@@ -75,7 +82,14 @@ class Workspace:
         return tensor
 
 
+def release_buffers() -> None:
+    """Give back the buffers of all modules, before memory is measured."""
+    for workspace in list(_workspaces):
+        workspace.release()
+
+
 _of_thread = threading.local()
+_workspaces: weakref.WeakSet[Workspace] = weakref.WeakSet()
 
 
 def _is_free(buffers: list[torch.UntypedStorage], position: int, size: int) -> bool:

@@ -13,14 +13,14 @@ FOLDERS = {"gnnfx": "gnnfx", "passes": "gnnfx.passes", "kernels": "gnnfx.kernels
 # Lowest first.  A row holds packages and modules that know nothing of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("gnnfx.errors", "gnnfx.agreement", "gnnfx.heap"),
-    ("gnnfx.measure", "gnnfx.noise", "gnnfx.ranks", "gnnfx.tasks", "gnnfx.trials", "gnnfx.tuned"),
+    ("gnnfx.noise", "gnnfx.ranks", "gnnfx.tasks", "gnnfx.trials", "gnnfx.tuned"),
     ("gnnfx.figures",),
     ("gnnfx.ir", "gnnfx.artifact_file", "gnnfx.model_file", "gnnfx.shown_errors"),
     ("gnnfx.training_policy", "gnnfx.graph_cache", "gnnfx.checkpoints"),
     ("gnnfx.policy",),
     ("gnnfx.observers", "gnnfx.pruning"),
     ("gnnfx.kernels",),
-    ("gnnfx.pass_manager", "gnnfx.ranges"),
+    ("gnnfx.measure", "gnnfx.pass_manager", "gnnfx.ranges"),
     ("gnnfx.fake_quantize",),
     ("gnnfx.passes",),
     ("gnnfx.frontend", "gnnfx.report", "gnnfx.calibrate", "gnnfx.rounding"),

@@ -174,7 +174,7 @@ class OptimizedModule(nn.Module):
     def forget(self) -> None:
         """Release what was remembered of graphs seen so far, and the memory of the last call."""
         self._cache.forget()
-        self._workspace = Workspace()
+        self._workspace.release()
 
     def lookup_structure(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
         """What the program needs to know of one graph."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gnnfx.kernels.memory import Workspace, empty
+from gnnfx.kernels.memory import Workspace, empty, release_buffers
 
 SHAPE = (1024, 512)
 
@@ -83,6 +83,15 @@ def test_buffers_that_a_call_does_not_need_are_released() -> None:
     with workspace.lend():
         empty((2048, 512))
     assert [b.nbytes() for b in workspace._buffers] == [2048 * 512 * 4]
+
+
+def test_buffers_are_released_for_measuring() -> None:
+    workspace = Workspace()
+    with workspace.lend():
+        held = empty(SHAPE).fill_(3)
+    release_buffers()
+    assert workspace._buffers == []
+    assert bool((held == 3).all())
 
 
 def test_threads_have_buffers_of_their_own() -> None:

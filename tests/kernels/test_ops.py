@@ -12,7 +12,7 @@ from torch import Tensor
 
 import gnnfx.kernels  # noqa: F401
 from gnnfx.ir.op import Impl, OpDef, all_ops, find_op
-from gnnfx.kernels import linear_cpu, threads
+from gnnfx.kernels import float_linear, linear_cpu, threads
 from gnnfx.kernels.csr import arguments, sample_graphs
 from gnnfx.kernels.quantize import code_range, pack, sample_qparams
 
@@ -269,10 +269,14 @@ def test_integer_linear_layers_of_any_shape(outputs: int, channels: int) -> None
 
 @pytest.mark.parametrize("activation", ["none", "relu", "elu"])
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_large_float_linear_layers_are_made_in_parts(activation: str, with_residual: bool) -> None:
+def test_large_float_linear_layers_are_made_in_parts(
+    activation: str, with_residual: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(float_linear, "_LARGE", 1000)
+    monkeypatch.setattr(float_linear, "_BLOCK", 500)
     op = BY_NAME["linear"]
-    x, weight, bias = torch.randn(30_001, 5), torch.randn(72, 5), torch.randn(72)
-    residual = torch.randn(30_001, 72) if with_residual else None
+    x, weight, bias = torch.randn(1001, 5), torch.randn(72, 5), torch.randn(72)
+    residual = torch.randn(1001, 72) if with_residual else None
     args = x, weight, bias, residual, activation
     assert_same(op.torch_op(*args), op.reference(*args), "large")
 
