@@ -210,11 +210,17 @@ class TiledWeight:
 
     def by_output(self, values: Tensor) -> Tensor:
         """`values` [O], padded."""
-        return functional.pad(values, (0, self.padded - self.outputs))
+        return _padded(values, self.padded)
 
     def rows(self, codes: Tensor) -> Tensor:
         """int8 codes [N, K], channels padded to whole steps."""
-        return functional.pad(codes, (0, 4 * self.steps - self.channels)).contiguous()
+        return _padded(codes, 4 * self.steps)
+
+
+def _padded(values: Tensor, width: int) -> Tensor:
+    """`values` [..., w] with zeros up to [..., width]; without a copy where w is width."""
+    missing = width - values.shape[-1]
+    return functional.pad(values, (0, missing)) if missing else values
 
 
 def linear_tiles(
