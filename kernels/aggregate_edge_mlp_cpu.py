@@ -18,6 +18,7 @@ from gnnfx.kernels.aggregate_messages_numba import (
     tiles,
     write_messages,
 )
+from gnnfx.kernels.epilogue_numba import Epilogue
 from gnnfx.kernels.float_linear import LINEAR
 from gnnfx.kernels.linear_cpu import Layer, multiply, prepared
 from gnnfx.kernels.memory import empty
@@ -145,12 +146,12 @@ def quantized_aggregate_edge_mlp(
         codes = prepared(weight, x.shape[1], weight_bits)
         zero_point, multiplier = int(hidden_zero_point), hidden_scale * weight_scale
         width = max(x.shape[1], weight.shape[0])
+        epilogue = Epilogue(bias=linear_bias)
         memory = empty((min(tile_edges(width), messages.num_edges), len(weight)))
 
         def multiplied(hidden: Tensor) -> Tensor:
             product = memory[: len(hidden)]
-            layer = Layer(codes, hidden, zero_point, multiplier)
-            multiply([layer], product, bias=linear_bias)
+            multiply([Layer(codes, hidden, zero_point, multiplier)], product, epilogue)
             return product
 
         reduction = Reduction(out, reduce, bias, residual, activation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gnnfx.kernels.epilogue_numba import Epilogue
 from gnnfx.kernels.linear_cpu import Layer, block_rows, multiply, prepared
 from gnnfx.kernels.memory import empty
 from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
@@ -76,6 +77,8 @@ def quantized_aggregate_linear(
         ready = prepared(weight, channels, weight_bits)
         multiplier, mid_zero = mid_scale * weight_scale, int(mid_zero_point)
         codes = unpack_codes(x, channels, bits)
+        qparams = out_scale, out_zero_point, out_bits
+        epilogue = Epilogue(row_scale, bias, None, activation, *qparams)
         size = min(rows, block_rows(rows, max(outputs, channels)))
         mid = empty((size, channels), torch.int8)
         for first in range(0, rows, size):
@@ -95,15 +98,6 @@ def quantized_aggregate_linear(
                 out_scale=mid_scale,
                 out_zero_point=mid_zero_point,
             )
-            multiply(
-                [Layer(ready, mid[:count], mid_zero, multiplier)],
-                out[part],
-                None if row_scale is None else row_scale[part],
-                bias,
-                None,
-                activation,
-                out_scale,
-                out_zero_point,
-                out_bits,
-            )
+            layer = Layer(ready, mid[:count], mid_zero, multiplier)
+            multiply([layer], out[part], epilogue.part(part))
     return out if out_scale is None else pack_codes(out, out_bits)

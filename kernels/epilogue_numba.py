@@ -9,6 +9,8 @@ address of 0 stands for an operand that is not there.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 from numba import njit
 from torch import Tensor
@@ -64,6 +66,32 @@ def epilogue_arguments(
         address(out_zero_point),
         *code_range(out_bits),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Epilogue:
+    """The operands of `gnnfx.kernels.epilogue` for some rows of sums [N, O]."""
+
+    row_scale: Tensor | None = None
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    activation: str = "none"
+    out_scale: Tensor | None = None
+    out_zero_point: Tensor | None = None
+    out_bits: int = 8
+
+    def part(self, rows: slice) -> Epilogue:
+        """The operands of these rows alone."""
+        row_scale = None if self.row_scale is None else self.row_scale[rows]
+        residual = None if self.residual is None else self.residual[rows]
+        return replace(self, row_scale=row_scale, residual=residual)
+
+    def arguments(self, out: Tensor) -> list[int]:
+        """Places ROWS to OUT_HIGH of the argument block, for a result `out` [N, O]."""
+        operands = self.row_scale, self.bias, self.residual, self.activation
+        qparams = self.out_scale, self.out_zero_point, self.out_bits
+        rows, channels = out.shape
+        return epilogue_arguments(rows, channels, out, *operands, *qparams)
 
 
 @njit(forceinline=True)

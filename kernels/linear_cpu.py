@@ -16,7 +16,7 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from gnnfx.kernels.epilogue_numba import (
     PIECES,
     ROW_SCALE,
     ROWS,
-    epilogue_arguments,
+    Epilogue,
     finish,
 )
 from gnnfx.kernels.linear_sum import reject_one
@@ -88,69 +88,48 @@ class Weight:
             self._sums = codes.sum(1, dtype=torch.int32)
 
     def finish(
-        self,
-        x: Tensor,
-        zero_point: int,
-        multiplier: Tensor,
-        out: Tensor,
-        row_scale: Tensor | None = None,
-        bias: Tensor | None = None,
-        residual: Tensor | None = None,
-        activation: str = "none",
-        out_scale: Tensor | None = None,
-        out_zero_point: Tensor | None = None,
-        out_bits: int = 8,
+        self, x: Tensor, zero_point: int, multiplier: Tensor, out: Tensor, epilogue: Epilogue
     ) -> None:
         """Write the layer on int8 `x` [n, K] to `out` [n, O], without tiles.
 
         oneDNN, where it makes the rows in one pass, multiplies by the reciprocal of `out_scale`:
         about one tie in a million goes the other way.
         """
-        qparams = out_scale, out_zero_point
-        if self._packed is not None and row_scale is None and activation != "elu" and out_bits == 8:
-            rest = bias, residual, activation, *qparams
-            out.copy_(self._onednn(x, zero_point, multiplier, *rest))
+        in_one_pass = epilogue.row_scale is None and epilogue.out_bits == 8
+        if self._packed is not None and in_one_pass and epilogue.activation != "elu":
+            out.copy_(self._onednn(x, zero_point, multiplier, epilogue))
             return
-        rows, outputs = out.shape
         total = self._multiply(x, zero_point)
-        finished = bias, residual, activation, *qparams, out_bits
-        args = epilogue_arguments(rows, outputs, out, row_scale, *finished)
-        kernel = compiled(_finish_rows, choose_lanes(outputs, 64))
-        pieces = count_pieces(rows * outputs, rows)
+        kernel = compiled(_finish_rows, choose_lanes(self.outputs, 64))
+        pieces = count_pieces(out.numel(), len(out))
+        args = epilogue.arguments(out)
         launch(kernel, pieces, [*args, address(total), address(multiplier)])
 
     def _multiply(self, x: Tensor, zero_point: int) -> Tensor:
         """Sum of (x - zero_point) * weight over K, rounded to float32."""
         if self._packed is not None:
-            return self._onednn(x, zero_point, self._ones, None, None, "none", None, None)
+            return self._onednn(x, zero_point, self._ones, Epilogue())
         total = self._sums * -zero_point
         for part, weight in zip(x.split(_EXACT_CHANNELS, 1), self._slices, strict=True):
             total = total + (part.float() @ weight).int()
         return total.float()
 
-    def _onednn(
-        self,
-        x: Tensor,
-        zero_point: int,
-        multiplier: Tensor,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        activation: str,
-        out_scale: Tensor | None,
-        out_zero_point: Tensor | None,
-    ) -> Tensor:
+    def _onednn(self, x: Tensor, zero_point: int, multiplier: Tensor, epilogue: Epilogue) -> Tensor:
         codes = x.view(torch.uint8) ^ 128
         product = codes, 1.0, zero_point + 128, self._packed, multiplier, self._zeros
+        out_scale, out_zero_point = epilogue.out_scale, epilogue.out_zero_point
         output = (
             1.0 if out_scale is None else float(out_scale),
             0 if out_zero_point is None else int(out_zero_point),
             torch.float32 if out_scale is None else torch.int8,
         )
         op = torch.ops.onednn.qlinear_pointwise
-        if residual is None:
-            return op.default(*product, bias, *output, activation, [], "")  # type: ignore[no-any-return]
+        activated: tuple[Any, ...] = (epilogue.activation, [], "")
+        if epilogue.residual is None:
+            return op.default(*product, epilogue.bias, *output, *activated)  # type: ignore[no-any-return]
         added = 1.0, 0, "add", 1.0
-        return op.binary(*product, residual, bias, *output, *added, activation, [], "")  # type: ignore[no-any-return]
+        operands = epilogue.residual, epilogue.bias
+        return op.binary(*product, *operands, *output, *added, *activated)  # type: ignore[no-any-return]
 
 
 class _Weights:
@@ -214,26 +193,19 @@ class Layer:
         ready = prepared(weight, channels, weight_bits)
         return cls(ready, codes, int(zero_point), scale * weight_scale)
 
+    def finish(self, rows: slice, out: Tensor, epilogue: Epilogue) -> None:
+        """Write some rows of the layer, without tiles."""
+        self.weight.finish(self.x[rows], self.zero_point, self.multiplier, out, epilogue)
+
 
 def block_rows(rows: int, width: int) -> int:
     """Rows to take at a time of so many, when each needs `width` values in between."""
     return max(_BLOCK_VALUES // max(width, 1), rows // _MOST_BLOCKS + 1)
 
 
-def multiply(
-    layers: Sequence[Layer],
-    out: Tensor,
-    row_scale: Tensor | None = None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    activation: str = "none",
-    out_scale: Tensor | None = None,
-    out_zero_point: Tensor | None = None,
-    out_bits: int = 8,
-) -> None:
-    """Write the finished sum of layers to `out` [N, O]: floats, or int8 codes of `out_bits`."""
+def multiply(layers: Sequence[Layer], out: Tensor, epilogue: Epilogue) -> None:
+    """Write the finished sum of layers to `out` [N, O]: floats, or int8 codes."""
     rows, outputs = out.shape
-    finished = activation, out_scale, out_zero_point, out_bits
     if not out.numel():
         return
     terms = [
@@ -242,21 +214,16 @@ def multiply(
         if (tiled := layer.weight.tiled) is not None
     ]
     if len(terms) == len(layers):
-        linear_tiles(terms, out, row_scale, bias, residual, *finished)
+        linear_tiles(terms, out, epilogue)
         return
     for first in range(0, rows, size := block_rows(rows, outputs)):
         part = slice(first, first + size)
-        below = None if residual is None else residual[part]
+        last = epilogue.part(part)
         for layer in layers[:-1]:
             total = empty((len(out[part]), outputs))
-            layer.weight.finish(
-                layer.x[part], layer.zero_point, layer.multiplier, total, residual=below
-            )
-            below = total
-        factor = None if row_scale is None else row_scale[part]
-        last = layers[-1]
-        place = last.x[part], last.zero_point, last.multiplier, out[part]
-        last.weight.finish(*place, factor, bias, below, *finished)
+            layer.finish(part, total, Epilogue(residual=last.residual))
+            last = replace(last, residual=total)
+        layers[-1].finish(part, out[part], last)
 
 
 def reject_quantized_linear(
@@ -303,8 +270,8 @@ def quantized_linear(
     dtype = torch.float32 if out_scale is None else torch.int8
     out = empty((x.shape[0], weight.shape[0]), dtype)
     layer = Layer.of(x, scale, zero_point, weight, weight_scale, channels, bits, weight_bits)
-    finished = activation, out_scale, out_zero_point, out_bits
-    multiply([layer], out, row_scale, bias, residual, *finished)
+    qparams = out_scale, out_zero_point, out_bits
+    multiply([layer], out, Epilogue(row_scale, bias, residual, activation, *qparams))
     return out if out_scale is None else pack_codes(out, out_bits)
 
 
@@ -331,6 +298,6 @@ def quantized_linear_sum(
     out = empty((x[0].shape[0], weight[0].shape[0]), dtype)
     terms = x, scale, zero_point, weight, weight_scale, channels, bits, weight_bits
     layers = [Layer.of(*term) for term in zip(*terms, strict=True)]
-    finished = activation, out_scale, out_zero_point, out_bits
-    multiply(layers, out, None, bias, residual, *finished)
+    qparams = out_scale, out_zero_point, out_bits
+    multiply(layers, out, Epilogue(None, bias, residual, activation, *qparams))
     return out if out_scale is None else pack_codes(out, out_bits)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from llvmlite import binding, ir
@@ -29,11 +30,17 @@ from gnnfx.kernels.epilogue_numba import (
     PIECES,
     ROW_SCALE,
     ROWS,
-    epilogue_arguments,
+    Epilogue,
     finish,
 )
 from gnnfx.kernels.threads import address, count_pieces, launch
-from gnnfx.kernels.vectors_numba import load_f32, scratch_floats, take_piece
+from gnnfx.kernels.vectors_numba import (
+    load_f32,
+    pointer_to,
+    scratch_floats,
+    splat_lanes,
+    take_piece,
+)
 
 PANELS, BLOCK, ONE, LAYERS, FIRST_LAYER = range(FIRST_FREE, FIRST_FREE + 5)
 _LAYER = 5  # codes, steps of 4 channels, weight, start, multiplier
@@ -52,9 +59,9 @@ binding.initialize_native_asmparser()
 @functools.cache
 def has_vnni_tiles() -> bool:
     """Whether these kernels are the fastest: oneDNN uses matrix registers where there are any."""
-    names = ("_is_avx512_supported", "_is_vnni_supported", "_is_amx_tile_supported")
-    wide, vnni, matrix = (bool(getattr(torch.cpu, name)()) for name in names)
-    return wide and vnni and not matrix
+    cpu: Any = torch.cpu
+    has_vnni = cpu._is_avx512_supported() and cpu._is_vnni_supported()
+    return bool(has_vnni and not cpu._is_amx_tile_supported())
 
 
 @intrinsic(prefer_literal=True)
@@ -80,16 +87,10 @@ def _multiply_tile(
             return builder.add(base, builder.mul(index, _I64(size)))
 
         def pointer(base, kind, v=0):
-            at = builder.add(base, _I64(4 * _LANES * v))
-            return builder.inttoptr(at, ir.PointerType(kind))
+            return pointer_to(builder, builder.add(base, _I64(4 * _LANES * v)), kind)
 
         def load(base, kind, v=0):
             return builder.load(pointer(base, kind, v), align=1, typ=kind)
-
-        def splat(value):
-            vector = ir.Constant(ir.VectorType(value.type, _LANES), ir.Undefined)
-            one = builder.insert_element(vector, value, _I32(0))
-            return builder.shuffle_vector(one, vector, ir.Constant(_INTS, None))
 
         row_bytes = builder.mul(steps, _I64(4))
         row_of = [builder.add(x, builder.mul(row_bytes, _I64(r))) for r in num_rows]
@@ -99,13 +100,14 @@ def _multiply_tile(
             panel = place(weight, loop.index, 4 * _LANES * len(num_vectors))
             weights = [load(panel, _INTS, v) for v in num_vectors]
             for row, sums in zip(row_of, totals, strict=True):
-                word = splat(load(place(row, loop.index, 4), _I32))
+                word = splat_lanes(builder, load(place(row, loop.index, 4), _I32), _LANES)
                 codes = builder.xor(word, ir.Constant(_INTS, [_I32(0x80808080)] * _LANES))
                 for total, by in zip(sums, weights, strict=True):
                     added = builder.call(add_products, [codes, by, builder.load(total)])
                     builder.store(added, total)
         for r, sums in zip(num_rows, totals, strict=True):
-            by = splat(load(builder.add(factor, builder.mul(stride, _I64(r))), ir.FloatType()))
+            by = load(builder.add(factor, builder.mul(stride, _I64(r))), ir.FloatType())
+            by = splat_lanes(builder, by, _LANES)
             row = builder.add(out, builder.mul(pitch, _I64(r)))
             for v, total in enumerate(sums):
                 scale = builder.fmul(load(multiplier, _FLOATS, v), by)
@@ -226,22 +228,14 @@ def _padded(values: Tensor, width: int) -> Tensor:
 def linear_tiles(
     terms: Sequence[tuple[TiledWeight, Tensor, int, Tensor]],
     out: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    out_scale: Tensor | None,
-    out_zero_point: Tensor | None,
-    out_bits: int,
+    epilogue: Epilogue,
 ) -> None:
-    """Write the finished sum of layers to `out` [N, O]: floats, or int8 codes of `out_bits`.
+    """Write the finished sum of layers to `out` [N, O]: floats, or int8 codes.
 
     terms: weight, int8 codes [N, K], zero point and multiplier [O] of each layer.
     """
     weight = terms[0][0]
     rows, outputs = out.shape
-    finished = residual, activation, out_scale, out_zero_point, out_bits
-    args = epilogue_arguments(rows, outputs, out, row_scale, bias, *finished)
     tile_rows = _TILE_ROWS[weight.vectors]
     block = _SCRATCH // weight.padded // tile_rows * tile_rows
     one = torch.ones((), device="cpu")
@@ -249,12 +243,11 @@ def linear_tiles(
         (term.rows(codes), term.steps, term.codes, term.start(zero), term.by_output(multiplier))
         for term, codes, zero, multiplier in terms
     ]
-    layers = [
-        [address(x), steps, address(codes), address(start), address(by)]
-        for x, steps, codes, start, by in operands
-    ]
+    layers: list[int] = []
+    for x, steps, codes, start, by in operands:
+        layers += [address(x), steps, address(codes), address(start), address(by)]
     kernel = compiled(_linear, tile_rows, weight.vectors, choose_lanes(outputs, 64))
     work = rows * outputs * sum(term.channels for term, *_ in terms) // 64
     pieces = count_pieces(work, -(-rows // tile_rows))
     head = [weight.panels, block, address(one), len(terms)]
-    launch(kernel, pieces, [*args, *head, *(value for layer in layers for value in layer)])
+    launch(kernel, pieces, [*epilogue.arguments(out), *head, *layers])

@@ -29,11 +29,11 @@ _LARGE = 2**20
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """A contiguous tensor on the CPU whose values are not set."""
-    workspace, size = getattr(_of_thread, "workspace", None), math.prod(shape) * dtype.itemsize
-    if workspace is None or size < _LARGE:
+    size = math.prod(shape) * dtype.itemsize
+    if _of_thread.lent is None or size < _LARGE:
         return _fresh(shape, dtype)
-    found: Tensor = workspace.take(size, shape, dtype)
-    return found
+    workspace, taken = _of_thread.lent
+    return workspace.take(size, shape, dtype, taken)
 
 
 class Workspace:
@@ -56,17 +56,19 @@ class Workspace:
     @contextmanager
     def lend(self) -> Iterator[None]:
         """Inside, large results of this thread lie in these buffers."""
-        outer = getattr(_of_thread, "workspace", None)
-        _of_thread.workspace, _of_thread.taken = self, set()
+        outer, taken = _of_thread.lent, set[int]()
+        _of_thread.lent = self, taken
         try:
             yield
         finally:
             with self._lock:
-                self._buffers = [b for b in self._buffers if id(b) in _of_thread.taken]
-            _of_thread.workspace = outer
+                self._buffers = [b for b in self._buffers if id(b) in taken]
+            _of_thread.lent = outer
 
-    def take(self, size: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor in a free buffer of `size` bytes, or in a new one."""
+    def take(
+        self, size: int, shape: tuple[int, ...], dtype: torch.dtype, taken: set[int]
+    ) -> Tensor:
+        """A tensor in a free buffer of `size` bytes, or in a new one, noted in `taken`."""
         with self._lock:
             for position in range(len(self._buffers)):
                 if _is_free(self._buffers, position, size):
@@ -78,7 +80,7 @@ class Workspace:
                 tensor = _fresh(shape, dtype)
                 buffer = tensor.untyped_storage()
                 self._buffers.append(buffer)
-        _of_thread.taken.add(id(buffer))
+        taken.add(id(buffer))
         return tensor
 
 
@@ -88,7 +90,13 @@ def release_buffers() -> None:
         workspace.release()
 
 
-_of_thread = threading.local()
+class _OfThread(threading.local):
+    """What `lend` has lent to the running thread: a workspace, and which buffers it took."""
+
+    lent: tuple[Workspace, set[int]] | None = None
+
+
+_of_thread = _OfThread()
 _workspaces: weakref.WeakSet[Workspace] = weakref.WeakSet()
 
 

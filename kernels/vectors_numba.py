@@ -51,11 +51,13 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, vector.llvm)
 
 
-def _pointer(builder, address, pointee):
+def pointer_to(builder, address, pointee):
+    """LLVM code: an int64 address as a pointer."""
     return builder.inttoptr(address, ir.PointerType(pointee))
 
 
-def _splat(builder, value, lanes):
+def splat_lanes(builder, value, lanes):
+    """LLVM code: a vector with a scalar in every lane."""
     vector = ir.VectorType(value.type, lanes)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
     mask = ir.Constant(ir.VectorType(_I32, lanes), None)
@@ -117,7 +119,7 @@ def _make_load(element):
         vector = Vector(element, lanes.literal_value)
 
         def codegen(context, builder, sig, args):
-            return builder.load(_pointer(builder, args[0], vector.llvm), align=1, typ=vector.llvm)
+            return builder.load(pointer_to(builder, args[0], vector.llvm), align=1, typ=vector.llvm)
 
         return vector(types.int64, lanes), codegen
 
@@ -135,7 +137,7 @@ def _make_load_like(element):
         vector = Vector(element, like.lanes)
 
         def codegen(context, builder, sig, args):
-            return builder.load(_pointer(builder, args[0], vector.llvm), align=1, typ=vector.llvm)
+            return builder.load(pointer_to(builder, args[0], vector.llvm), align=1, typ=vector.llvm)
 
         return vector(types.int64, like), codegen
 
@@ -151,7 +153,7 @@ def store(typingctx, address, value):
     """Write a vector to an address, which need not be aligned."""
 
     def codegen(context, builder, sig, args):
-        builder.store(args[1], _pointer(builder, args[0], value.llvm), align=1)
+        builder.store(args[1], pointer_to(builder, args[0], value.llvm), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, value), codegen
@@ -165,7 +167,7 @@ def _make_read(scalar):
         """The scalar at an address."""
 
         def codegen(context, builder, sig, args):
-            return builder.load(_pointer(builder, args[0], llvm_type), typ=llvm_type)
+            return builder.load(pointer_to(builder, args[0], llvm_type), typ=llvm_type)
 
         return numba_type(types.int64), codegen
 
@@ -180,7 +182,7 @@ def _make_write(scalar):
         """Store a scalar at an address."""
 
         def codegen(context, builder, sig, args):
-            builder.store(args[1], _pointer(builder, args[0], llvm_type))
+            builder.store(args[1], pointer_to(builder, args[0], llvm_type))
             return context.get_dummy_value()
 
         return types.void(types.int64, numba_type), codegen
@@ -203,7 +205,7 @@ def prefetch(typingctx, address, num_bytes):
         function = builder.module.declare_intrinsic("llvm.prefetch.p0", (), kind)
         for offset in range(0, max(num_bytes.literal_value, 1), 64):
             line = builder.add(args[0], _I64(offset))
-            builder.call(function, [_pointer(builder, line, _I8), _I32(0), _I32(3), _I32(1)])
+            builder.call(function, [pointer_to(builder, line, _I8), _I32(0), _I32(3), _I32(1)])
         return context.get_dummy_value()
 
     return types.void(types.int64, num_bytes), codegen
@@ -233,7 +235,7 @@ def _make_splat(element):
         vector = Vector(element, lanes.literal_value)
 
         def codegen(context, builder, sig, args):
-            return _splat(builder, args[0], vector.lanes)
+            return splat_lanes(builder, args[0], vector.lanes)
 
         return vector(numba_type, lanes), codegen
 
@@ -253,7 +255,7 @@ def _make_splat_like(element):
         vector = Vector(element, like.lanes)
 
         def codegen(context, builder, sig, args):
-            return _splat(builder, args[0], vector.lanes)
+            return splat_lanes(builder, args[0], vector.lanes)
 
         return vector(numba_type, like), codegen
 
@@ -508,11 +510,13 @@ def load_steps(typingctx, base, index, zero_point, like):
     def codegen(context, builder, sig, args):
         size = _I64(1 if like.element == "i8" else 4)
         place = builder.add(args[0], builder.mul(args[1], size))
-        value = builder.load(_pointer(builder, place, stored.llvm), align=1, typ=stored.llvm)
+        value = builder.load(pointer_to(builder, place, stored.llvm), align=1, typ=stored.llvm)
         if like.element != "i8":
             return value
         codes = builder.sext(value, ir.VectorType(_I32, like.lanes))
-        return builder.sitofp(builder.sub(codes, _splat(builder, args[2], like.lanes)), vector.llvm)
+        return builder.sitofp(
+            builder.sub(codes, splat_lanes(builder, args[2], like.lanes)), vector.llvm
+        )
 
     return vector(types.int64, types.int64, types.int32, like), codegen
 
@@ -525,7 +529,7 @@ def spread(typingctx, address, segment, like):
 
     def codegen(context, builder, sig, args):
         few = ir.VectorType(_F32, count)
-        values = builder.load(_pointer(builder, args[0], few), align=1, typ=few)
+        values = builder.load(pointer_to(builder, args[0], few), align=1, typ=few)
         return _shuffle(builder, values, [lane // segment.lanes for lane in range(like.lanes)])
 
     return vector(types.int64, segment, like), codegen
@@ -580,7 +584,7 @@ def merge_lanes(typingctx, left, right, count):
 
     def codegen(context, builder, sig, args):
         lane = ir.Constant(ir.VectorType(_I64, left.lanes), [_I64(i) for i in range(left.lanes)])
-        is_left = builder.icmp_signed("<", lane, _splat(builder, args[2], left.lanes))
+        is_left = builder.icmp_signed("<", lane, splat_lanes(builder, args[2], left.lanes))
         return builder.select(is_left, args[0], args[1])
 
     return left(left, right, types.int64), codegen
