@@ -63,8 +63,9 @@ class GraphCache(Generic[Structure]):
                     if number in self._entries:
                         self._entries.move_to_end(number)
                 return entry.structure
-        copies = [t.detach().clone() for t in tensors]
-        entry = _Entry(copies, self._compute(copies, sizes), _identity(tensors))
+        copies = [t.detach().clone() if t.requires_grad else t.clone() for t in tensors]
+        seen = _identity(tensors) if _on_gpu(tensors) else []
+        entry = _Entry(copies, self._compute(copies, sizes), seen)
         with self._lock:
             self._entries[self._next] = (key, entry)
             self._next += 1
@@ -78,6 +79,10 @@ class GraphCache(Generic[Structure]):
             self._entries.clear()
 
 
+def _on_gpu(tensors: Sequence[Tensor]) -> bool:
+    return bool(tensors) and all(t.is_cuda for t in tensors)
+
+
 def _identity(tensors: Sequence[Tensor]) -> list[tuple[weakref.ref[Tensor], int]]:
     """Object and version of each tensor, where versions exist."""
     if any(t.is_inference() for t in tensors):
@@ -86,7 +91,7 @@ def _identity(tensors: Sequence[Tensor]) -> list[tuple[weakref.ref[Tensor], int]
 
 
 def _unchanged(entry: _Entry[Structure], tensors: Sequence[Tensor]) -> bool:
-    if tensors and all(t.is_cuda for t in tensors):
+    if _on_gpu(tensors):
         if _same_objects(entry.seen, tensors):
             return True
         if all(map(torch.equal, entry.copies, tensors)):

@@ -322,7 +322,8 @@ class Reduction:
     ) -> None:
         self._out, self._reduce = out, reduce
         self._bias, self._residual, self._activation = bias, residual, activation
-        self._partial, self._next = empty((2, out.shape[1])).unbind()
+        self._partials = empty((2, out.shape[1]))
+        self._last = 0  # which of them holds what the tile before left of a row
 
     def add(self, messages: Messages, tile: Tile, edge_rows: Tensor | None, reads_x: bool) -> None:
         """Reduce the messages of a tile into its rows: `edge_rows` itself unless `reads_x`."""
@@ -332,7 +333,8 @@ class Reduction:
         )
         epilogue[OUT - ROWS] = _from_row(self._out, tile.first_row)
         epilogue[RESIDUAL - ROWS] = _from_row(self._residual, tile.first_row)
-        partial = (self._reduce == "mean", address(self._partial), address(self._next))
+        partials = [address(self._partials) + 4 * channels * row for row in (0, 1)]
+        partial = (self._reduce == "mean", partials[self._last], partials[1 - self._last])
         weight, product = None, [0, 0, 0]
         if messages.edges == MULTIPLIED and messages.edge_weight is not None:
             weight = messages.edge_weight.t().contiguous()
@@ -348,7 +350,7 @@ class Reduction:
         kernel = compiled(_reduce_messages, lanes, *how, kind)
         operations = (tile.last_edge - tile.first_edge + num_rows) * channels
         launch(kernel, count_pieces(operations, num_rows), args)
-        self._partial, self._next = self._next, self._partial
+        self._last = 1 - self._last
 
 
 def write_messages(

@@ -37,6 +37,7 @@ from gnnfx.kernels.vectors_numba import (
     take_piece,
 )
 
+_FLOATS = ("x", "weight", "row_scale", "bias", "residual")
 X, SRC, ROWPTR, EDGES, WEIGHT, MEAN, SELF_WEIGHT, HEADS = range(FIRST_FREE, FIRST_FREE + 8)
 
 
@@ -96,16 +97,18 @@ def _reduce(lanes, reduce, weighted):
     return kernel
 
 
-def _sum_pair(lanes):
-    """An unweighted sum of more than `lanes` channels and at most twice as many, in one sweep.
+def _sum_pair(lanes, weighted):
+    """A sum of more than `lanes` channels and at most twice as many, in one sweep.
 
-    The second block of lanes ends where the row ends and overlaps the first.
+    The second block of lanes ends where the row ends and overlaps the first.  `weighted` takes a
+    factor for each edge.
     """
     both = 8 * lanes
 
     def kernel(a):
         rows, channels, rowptr, src, x = a[ROWS], a[CHANNELS], a[ROWPTR], a[SRC], a[X]
         last_edge, row_bytes, second = a[EDGES] - 1, 4 * channels, channels - lanes
+        weight = a[WEIGHT]
         while True:
             piece = take_piece(a)
             if piece >= a[PIECES]:
@@ -118,8 +121,11 @@ def _sum_pair(lanes):
                 for edge in range(first, stop):
                     prefetch(x + row_bytes * source_ahead(src, edge, last_edge), both)
                     values = x + row_bytes * source(src, edge)
-                    left = left + load_f32(values, lanes)
-                    right = right + load_f32(values + 4 * second, lanes)
+                    here, there = load_f32(values, lanes), load_f32(values + 4 * second, lanes)
+                    if weighted:
+                        factor = splat_f32(read_f32(weight + 4 * edge), lanes)
+                        here, there = here * factor, there * factor
+                    left, right = left + here, right + there
                 _finish_row(left, a, row, 0, stop - first)
                 _finish_row(right, a, row, second, stop - first)
 
@@ -138,16 +144,13 @@ def reject_aggregate(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> str | None:
-    for name, operand in {
-        "x": x,
-        "weight": weight,
-        "row_scale": row_scale,
-        "bias": bias,
-        "residual": residual,
-    }.items():
-        if operand is not None and not operand.is_contiguous():
+    operands = (x, weight, row_scale, bias, residual)
+    for name, operand in zip(_FLOATS, operands, strict=True):
+        if operand is None:
+            continue
+        if not operand.is_contiguous():
             return f"{name} is not contiguous"
-        if operand is not None and operand.dtype != torch.float32:
+        if operand.dtype != torch.float32:
             return f"{name} is {operand.dtype}; the kernel takes float32"
     return reject_large(rowptr, src)
 
@@ -189,6 +192,6 @@ def aggregate(
 
 def _choose_kernel(width: int, heads: int, reduce: str, weighted: bool) -> Kernel:
     lanes = choose_lanes(width // heads)
-    if lanes < width and 4 < width < 64 and not weighted and reduce in ("sum", "mean"):
-        return compiled(_sum_pair, half_lanes(width))
+    if lanes < width and 4 < width < 64 and heads == 1 and reduce in ("sum", "mean"):
+        return compiled(_sum_pair, half_lanes(width), weighted)
     return compiled(_reduce, lanes, "sum" if reduce == "mean" else reduce, weighted)

@@ -66,6 +66,7 @@ def half_lanes(channels: int) -> int:
     return 1 << ((channels - 1).bit_length() - 1)
 
 
+@functools.cache
 def choose_lanes(channels: int, most: int = 128) -> int:
     """The widest block of channels; a last, overlapping block takes what it leaves."""
     return next(lanes for lanes in LANES if lanes <= min(channels, most))

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from gnnfx.backend.direct import direct_forward
 from gnnfx.backend.input_codes import InputCodes
 from gnnfx.errors import InputError
 from gnnfx.ir.input_reads import InputReads
 from gnnfx.ir.program import Instr
 from gnnfx.ir.rewriter import drop_dead
 
-# A forward function for any tensors, and one for plain ones alone.
+# A forward function for any tensors, which takes the module first, and one for plain ones alone.
 Forwards = tuple[Callable[..., Any], Callable[..., Any]]
 
 
@@ -31,16 +32,10 @@ class CodedInputs:
 
     feature: the feature part of the module, whose tensors are read in each call.
     channels: of each of its inputs that is a tensor, by position.
-    direct: gives a forward function that calls ops past torch's dispatcher.
     """
 
-    def __init__(
-        self,
-        feature: fx.GraphModule,
-        channels: Mapping[int, int],
-        direct: Callable[[fx.GraphModule], Callable[..., Any]],
-    ) -> None:
-        self._feature, self._channels, self._direct = feature, channels, direct
+    def __init__(self, feature: fx.GraphModule, channels: Mapping[int, int]) -> None:
+        self._feature, self._channels = feature, channels
         inputs = [Instr(n) for n in feature.graph.nodes if n.op == "placeholder"]
         self._names = [value.name for value in inputs]
         reads = enumerate(map(InputReads.of, inputs))
@@ -105,7 +100,7 @@ class CodedInputs:
 
     def _make_forwards(self, coded: tuple[int, ...]) -> None:
         channels = {self._names[i]: self._channels[i] for i in coded}
-        self._forwards[coded] = _coded_forwards(self._feature, channels, self._direct)
+        self._forwards[coded] = _coded_forwards(self._feature, channels)
 
     def _check_scale(self, position: int, codes: InputCodes) -> None:
         if position not in self._made_with:
@@ -129,11 +124,7 @@ def _static_qparams(feature: fx.GraphModule, reads: InputReads) -> tuple[Tensor,
     return scale, zero_point
 
 
-def _coded_forwards(
-    feature: fx.GraphModule,
-    channels: Mapping[str, int],
-    direct: Callable[[fx.GraphModule], Callable[..., Any]],
-) -> Forwards:
+def _coded_forwards(feature: fx.GraphModule, channels: Mapping[str, int]) -> Forwards:
     """Forward functions of `feature` that take codes, scale and zero point for some inputs.
 
     channels: of each of these inputs, by name.  The functions run on `feature` itself, so that
@@ -146,8 +137,7 @@ def _coded_forwards(
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.name in channels:
             _read_codes(graph, node, channels[node.name])
-    module = fx.GraphModule(feature, graph)
-    return type(module).forward, direct(module)
+    return type(fx.GraphModule(feature, graph)).forward, direct_forward(feature, graph)
 
 
 def _read_codes(graph: fx.Graph, codes: fx.Node, channels: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Inputs:
             for leaf, i in zip(call.leaves, program.inputs, strict=True)
         )
         self._types = tuple(i.type for i in program.inputs)
+        self._by_position = _by_position(call)
         self._equal, self._derived = _relations(self._types)
         self._bounds = _index_bounds(program, parts.tensors)
         self._tensors = tuple(names.index(n) for n in parts.tensors)
@@ -48,6 +49,28 @@ class Inputs:
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The program's inputs; raises InputError for arguments that the example had otherwise."""
+        plain = self._by_position and not kwargs and len(args) == len(self._checks)
+        if plain and all(type(a) is Tensor and a.layout is torch.strided for a in args):
+            leaves = [check(a) for check, a in zip(self._checks, args, strict=True)]
+        else:
+            leaves = self._leaves(args, kwargs)
+        for (i, dim), (j, other) in self._equal:
+            if leaves[i].shape[dim] != leaves[j].shape[other]:
+                raise InputError(
+                    f"argument {self._checks[j].leaf!r} must be as long as "
+                    f"{self._checks[i].leaf!r}, {leaves[i].shape[dim]} rows, got shape "
+                    f"{tuple(leaves[j].shape)}"
+                )
+        if self._derived and (wrong := wrong_size(self._types, leaves)) is not None:
+            position, size, found = wrong
+            raise InputError(
+                f"argument {self._checks[position].leaf!r} must be {self._types[position]}, "
+                f"got {found} where {size} was expected"
+            )
+        return leaves
+
+    def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The checked leaves of arguments of any form."""
         call = self._call
         inputs = call.signature.bind(args, kwargs)
         if tuple(inputs) != call.arguments:
@@ -71,21 +94,7 @@ class Inputs:
                     f"argument {name!r} was {expected!r} in the example, got {_brief(value)}; "
                     f"{_ANOTHER}"
                 )
-        leaves = [check(given[check.leaf]) for check in self._checks]
-        for (i, dim), (j, other) in self._equal:
-            if leaves[i].shape[dim] != leaves[j].shape[other]:
-                raise InputError(
-                    f"argument {self._checks[j].leaf!r} must be as long as "
-                    f"{self._checks[i].leaf!r}, {leaves[i].shape[dim]} rows, got shape "
-                    f"{tuple(leaves[j].shape)}"
-                )
-        if self._derived and (wrong := wrong_size(self._types, leaves)) is not None:
-            position, size, found = wrong
-            raise InputError(
-                f"argument {self._checks[position].leaf!r} must be {self._types[position]}, "
-                f"got {found} where {size} was expected"
-            )
-        return leaves
+        return [check(given[check.leaf]) for check in self._checks]
 
     @property
     def channels(self) -> dict[int, int]:
@@ -188,11 +197,10 @@ class Check:
                     f"argument {self.leaf!r} must be {self.type}, got dtype {value.dtype}"
                 )
             value = value.to(self.dtype)
-        if value.dim() != len(self.type.shape) or any(value.shape[d] != s for d, s in self.fixed):
-            raise InputError(
-                f"argument {self.leaf!r} must be {self.type}, got shape {tuple(value.shape)}"
-            )
-        return value
+        shape = value.shape
+        if len(shape) == len(self.type.shape) and all([shape[d] == s for d, s in self.fixed]):
+            return value
+        raise InputError(f"argument {self.leaf!r} must be {self.type}, got shape {tuple(shape)}")
 
     def _check_codes(self, codes: InputCodes) -> None:
         if self.bits is None:
@@ -205,6 +213,13 @@ class Check:
                 f"argument {self.leaf!r} is read as codes of {self.bits} bits, got {codes!r}; "
                 f"make them with this module's quantize_inputs"
             )
+
+
+def _by_position(call: Call) -> bool:
+    """Whether a call may give all leaves by position, and nothing else."""
+    names = call.signature.names[: call.signature.positional]
+    count = len(call.leaves)
+    return call.arguments == call.leaves == names[:count] and not call.constants
 
 
 Place = tuple[int, int]
@@ -271,7 +286,18 @@ def _index_bounds(program: Program, tensors: tuple[str, ...]) -> tuple[_Bound, .
                 if name in tensors and (size in lengths or isinstance(size, int)):
                     count = size if isinstance(size, int) else lengths[size]
                     bounds.setdefault((name, row), _Bound(tensors.index(name), row, count))
-    return tuple(bounds.values())
+    return tuple(_joined(bounds, program))
+
+
+def _joined(bounds: dict[tuple[str, int | None], _Bound], program: Program) -> Iterator[_Bound]:
+    """The bounds, with one for both rows of an index [2, E] where they are the same."""
+    pairs = {i.name for i in program.inputs if len(i.shape) == 2 and i.shape[0] == 2}
+    for (name, row), bound in bounds.items():
+        other = None if row is None else bounds.get((name, 1 - row))
+        if name not in pairs or other is None or other.count != bound.count:
+            yield bound
+        elif row == 0:
+            yield replace(bound, row=None)
 
 
 def _indexed(instr: Instr) -> Iterator[tuple[Instr, Any]]:

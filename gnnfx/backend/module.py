@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +12,13 @@ from torch.utils import _pytree as pytree
 
 from gnnfx.backend.call import Call
 from gnnfx.backend.coded import CodedInputs
+from gnnfx.backend.direct import direct_forward
 from gnnfx.backend.input_codes import InputCodes
 from gnnfx.backend.inputs import Inputs
 from gnnfx.backend.split import split
 from gnnfx.errors import AssumptionError, InputError
 from gnnfx.frontend.signature import map_named_atoms
 from gnnfx.graph_cache import GraphCache
-from gnnfx.ir.op import find_op
 from gnnfx.ir.program import Program
 from gnnfx.ir.text import dump, retarget
 from gnnfx.ir.types import IntType, TensorType, axis_names, size_of
@@ -50,12 +50,12 @@ class OptimizedModule(nn.Module):
         self._names = {i.name: i.param for i in program.find("param")}
         self._inputs = Inputs(call, program, parts)
         self._takes_sparse = call.takes_sparse
+        self._gives_one = call.out_spec.is_leaf()
         self._structure_inputs = tuple(i.type for i in parts.structure.inputs)
         self._structure_results = tuple(i.type for i in parts.structure.results)
         self._feature = parts.feature.module()
-        self._direct = _direct_forward(self._feature)
         self._structure = parts.structure.module()
-        self._coded = CodedInputs(self._feature, self._inputs.channels, _direct_forward)
+        self._make_direct()
         self._cache = GraphCache(self._compute)
         self._workspace = Workspace()
         self._handle = own_structure(self)
@@ -82,6 +82,8 @@ class OptimizedModule(nn.Module):
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         results = self.run(self._inputs.bind(args, kwargs))
+        if self._gives_one:
+            return results[0]
         return pytree.tree_unflatten(list(results), self.call.out_spec)
 
     def run(self, leaves: Sequence[Any]) -> Sequence[Any]:
@@ -106,11 +108,12 @@ class OptimizedModule(nn.Module):
         else:
             values = self._cache.lookup(tensors, sizes)
         parts, coded = self._coded.expand(leaves)
-        forward, direct = coded or (type(self._feature).forward, self._direct)
         if torch.compiler.is_compiling() or not all(map(_is_plain, parts)):
+            forward = type(self._feature).forward if coded is None else coded[0]
             return forward(self._feature, *parts, *values)  # type: ignore[no-any-return]
+        direct = self._direct if coded is None else coded[1]
         with self._workspace.lend():
-            return direct(self._feature, *parts, *values)  # type: ignore[no-any-return]
+            return direct(*parts, *values)  # type: ignore[no-any-return]
 
     def quantize_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """Features as integer codes, to be passed in place of the float tensors from now on.
@@ -206,7 +209,15 @@ class OptimizedModule(nn.Module):
         return super().__getattr__(name)
 
     def _compute(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        return self._inputs.compute(self._structure, tensors, sizes)
+        plain = all(map(_is_plain, tensors))
+        structure = self._direct_structure if plain else self._structure
+        return self._inputs.compute(structure, tensors, sizes)
+
+    def _make_direct(self) -> None:
+        """The functions that a call runs when nobody traces it."""
+        self._direct = direct_forward(self._feature, self._feature.graph)
+        self._direct_structure = direct_forward(self._structure, self._structure.graph)
+        self._coded = CodedInputs(self._feature, self._inputs.channels)
 
     def _apply(self, fn: Any, recurse: bool = True) -> OptimizedModule:
         before = _device(self)
@@ -215,21 +226,19 @@ class OptimizedModule(nn.Module):
             for module in (self._feature, self._structure):
                 retarget_module(module, device)
             self._ir = retarget(self._ir, device)
-            self._direct = _direct_forward(self._feature)
-            self._coded = CodedInputs(self._feature, self._inputs.channels, _direct_forward)
+            self._make_direct()
             self.forget()
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._direct = _direct_forward(self._feature)
-        self._coded = CodedInputs(self._feature, self._inputs.channels, _direct_forward)
+        self._make_direct()
         self._cache = GraphCache(self._compute)
         self._workspace = Workspace()
         self._handle = own_structure(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        remade = ("_direct", "_coded", "_cache", "_workspace", "_handle")
+        remade = ("_direct", "_direct_structure", "_coded", "_cache", "_workspace", "_handle")
         return {k: v for k, v in self.__dict__.items() if k not in remade}
 
 
@@ -271,20 +280,6 @@ class KeptModel(OptimizedModule):
 def _is_plain(leaf: Any) -> bool:
     """Whether a value needs nothing of torch's dispatcher: no gradient, no fake or subclass."""
     return not isinstance(leaf, Tensor) or (type(leaf) is Tensor and not leaf.requires_grad)
-
-
-def _direct_forward(module: fx.GraphModule) -> Callable[..., Any]:
-    """The forward function of `module` with gnnfx ops called without torch's dispatcher.
-
-    On small graphs the dispatcher would take longer than the kernels.
-    """
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in module.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-        if (op := find_op(node.target)) is not None:
-            copies[node].target = op.run
-    return type(fx.GraphModule(module, graph)).forward
 
 
 def _evaluate(dim: int | str, known: dict[str, Any]) -> Any:
