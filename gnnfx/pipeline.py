@@ -20,6 +20,7 @@ from gnnfx.passes.fuse_epilogue import FuseEpilogue
 from gnnfx.passes.fuse_linear_sum import FuseLinearSum
 from gnnfx.passes.fuse_messages import FuseMessages
 from gnnfx.passes.fuse_reductions import FuseReductions
+from gnnfx.passes.fuse_relations import FuseRelations
 from gnnfx.passes.fuse_requantize import FuseRequantize
 from gnnfx.passes.fuse_self_loops import FuseSelfLoops
 from gnnfx.passes.insert_observers import InsertObservers
@@ -83,6 +84,7 @@ def lower_passes() -> list[Pass]:
         FuseEdgeMlp(),
         LowerLinear(),
         FuseEpilogue(),
+        FuseRelations(),
         SeparateNorm(sources=False),
         LowerDegrees(),
         FuseSelfLoops(),

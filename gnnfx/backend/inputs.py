@@ -314,7 +314,10 @@ def _indexed(instr: Instr) -> Iterator[tuple[Instr, Any]]:
         if isinstance(count, (int, str)):
             yield args["index" if instr.op == "scatter" else "dst"], count
     elif "src" in args:
-        yield args["src"], args[next(k for k in ("x", "x_src", "value") if k in args)].shape[0]
+        read = args[next(k for k in ("x", "x_src", "value") if k in args)]
+        several = isinstance(read, list)
+        pairs = zip(args["src"], read, strict=True) if several else [(args["src"], read)]
+        yield from ((index, rows.shape[0]) for index, rows in pairs)
 
 
 def _sources(index: Instr) -> Iterator[tuple[str, int | None]]:

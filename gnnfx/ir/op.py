@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 _LIBRARY = torch.library.Library("gnnfx", "DEF")
 _OPS: dict[str, OpDef] = {}
@@ -146,26 +147,52 @@ def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     return next((a.device.type for a in flat if isinstance(a, Tensor)), "cpu")
 
 
+def _wanted(places: Any, needs: Any) -> list[int]:
+    """The places of the tensors, alone or in lists, that need a gradient.
+
+    The dispatcher leaves out last arguments that are what they default to, so `needs` is shorter.
+    """
+    wanted: list[int] = []
+    for place, need in zip(places, needs, strict=False):
+        if isinstance(need, list):
+            wanted += [i for i, each in zip(place, need, strict=True) if each]
+        elif need:
+            wanted.append(place)
+    return wanted
+
+
 def _register_gradient(op: OpDef) -> None:
     """Gradient by differentiating the reference, recomputed in the backward pass."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
-        ctx.others = [None if isinstance(a, Tensor) else a for a in inputs]
-        ctx.is_tensor = [isinstance(a, Tensor) for a in inputs]
+        leaves, ctx.spec = pytree.tree_flatten(inputs)
+        ctx.save_for_backward(*(a for a in leaves if isinstance(a, Tensor)))
+        ctx.others = [None if isinstance(a, Tensor) else a for a in leaves]
+        ctx.is_tensor = [isinstance(a, Tensor) for a in leaves]
 
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
-        args = [next(saved) if t else o for t, o in zip(ctx.is_tensor, ctx.others, strict=True)]
-        wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
+        leaves = [next(saved) if t else o for t, o in zip(ctx.is_tensor, ctx.others, strict=True)]
+        places = pytree.tree_unflatten(list(range(len(leaves))), ctx.spec)
+        wanted = _wanted(places, ctx.needs_input_grad)
         with torch.enable_grad():
             for i in wanted:
-                args[i] = args[i].detach().requires_grad_()
+                leaves[i] = leaves[i].detach().requires_grad_()
             result = torch.autograd.grad(
-                op.reference(*args), [args[i] for i in wanted], grads, allow_unused=True
+                op.reference(*pytree.tree_unflatten(leaves, ctx.spec)),
+                [leaves[i] for i in wanted],
+                grads,
+                allow_unused=True,
             )
         found = dict(zip(wanted, result, strict=True))
-        return tuple(found.get(i) for i in range(len(args)))
+        return tuple(
+            [found.get(i) for i in place]
+            if isinstance(need, list)
+            else found[place]
+            if need
+            else None
+            for place, need in zip(places, ctx.needs_input_grad, strict=False)
+        )
 
     torch.library.register_autograd(
         f"gnnfx::{op.name}", backward, setup_context=setup_context, lib=_LIBRARY

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import gnnfx.kernels  # noqa: F401
 from gnnfx.ir.op import Impl, OpDef, all_ops, find_op
@@ -91,13 +92,9 @@ def test_gradient_is_that_of_the_reference(op: OpDef) -> None:
     for args in list(op.samples())[:8]:
         grads = []
         for fn in (op.torch_op, op.reference):
-            leaves = [
-                a.detach().clone().requires_grad_()
-                if isinstance(a, Tensor) and a.is_floating_point()
-                else a
-                for a in args
-            ]
-            out = fn(*leaves)
+            given = pytree.tree_map(_with_gradient, args)
+            out = fn(*given)
+            leaves = pytree.tree_leaves(given)
             wanted = [a for a in leaves if isinstance(a, Tensor) and a.requires_grad]
             weights = torch.arange(out.numel(), dtype=out.dtype).view(out.shape)
             grads.append(torch.autograd.grad((out * weights).sum(), wanted, allow_unused=True))
@@ -106,6 +103,11 @@ def test_gradient_is_that_of_the_reference(op: OpDef) -> None:
                 assert got is None
             else:
                 assert_same(got, expected, describe(op, 0, args))
+
+
+def _with_gradient(value: Any) -> Any:
+    floats = isinstance(value, Tensor) and value.is_floating_point()
+    return value.detach().clone().requires_grad_() if floats else value
 
 
 def _graph() -> tuple[Tensor, Tensor]:

@@ -1,0 +1,103 @@
+"""Add up aggregations that each have a linear layer of their own in one op.
+
+    a: f32[N, 8] = aggregate(x, rowptr, src, None, 'mean')
+    b: f32[N, 4] = linear(a, w)
+    c: f32[N, 4] = linear(x, v)
+    y: f32[N, 4] = aggregate(c, rowptr_1, src_1, None, 'mean', residual=b)
+  becomes
+    y: f32[N, 4] = aggregate_linear_sum([x, x], [rowptr, rowptr_1], [src, src_1], [w, v], 'mean')
+
+so that nodes without edges of a relation are not multiplied with its weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gnnfx.ir.patterns import sole_user
+from gnnfx.ir.program import Instr, Program
+from gnnfx.ir.rewriter import Rewriter
+from gnnfx.pass_manager import Numerics, Pass, PassContext
+
+_SUM = "aggregate_linear_sum"
+_FEWEST = 2  # a lone layer and aggregation stay in the order that `reassociate` chose
+
+
+class FuseRelations(Pass):
+    """Gather the terms of a sum over relations."""
+
+    name = "fuse-relations"
+    needs = frozenset({"csr"})
+    numerics = Numerics.REORDERED
+
+    def run(self, program: Program, ctx: PassContext) -> Program:
+        rewriter = Rewriter(program, self.name)
+        for instr in reversed(list(rewriter.program.find("linear", "aggregate"))):
+            if (last := _term(instr)) is None:
+                continue
+            terms = [last]
+            while (before := _term(terms[0].added)) is not None and _may_precede(before, last):
+                terms.insert(0, before)
+            if len(terms) < _FEWEST:
+                continue
+            fused = rewriter.insert(
+                instr,
+                _SUM,
+                [t.x for t in terms],
+                [t.rowptr for t in terms],
+                [t.src for t in terms],
+                [t.weight for t in terms],
+                last.reduce,
+                bias=instr.args["bias"],
+                residual=terms[0].added,
+                activation=instr.args["activation"],
+                like=instr,
+            )
+            rewriter.replace(instr, fused)
+            ctx.did(fused, f"{len(terms)} relations are added up, each on rows that have its edges")
+        return rewriter.finish()
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A sum or mean over edges and a linear layer, in either order, and what it is added to."""
+
+    instr: Instr
+    x: Instr
+    rowptr: Instr
+    src: Instr
+    weight: Instr
+    reduce: str
+    added: Instr | None
+
+
+def _term(instr: Any) -> _Term | None:
+    if not isinstance(instr, Instr) or instr.op not in ("linear", "aggregate"):
+        return None
+    args = instr.args
+    inner = args["x"]
+    other = "aggregate" if instr.op == "linear" else "linear"
+    if inner.op != other or sole_user(inner) != instr or not _is_bare(inner):
+        return None
+    aggregate, linear = (inner, instr) if other == "aggregate" else (instr, inner)
+    parts = aggregate.args
+    if parts["reduce"] not in ("sum", "mean") or len(aggregate.shape) != 2:
+        return None
+    if any(parts[name] is not None for name in ("weight", "row_scale", "self_weight")):
+        return None
+    weight, added = linear.args["weight"], args["residual"]
+    return _Term(
+        instr, inner.args["x"], parts["rowptr"], parts["src"], weight, parts["reduce"], added
+    )
+
+
+def _may_precede(before: _Term, last: _Term) -> bool:
+    """Whether the sum so far is read by one term alone, is not finished, and is of one kind."""
+    unfinished = before.instr.args["bias"] is None and before.instr.args["activation"] == "none"
+    return unfinished and before.reduce == last.reduce and sole_user(before.instr) is not None
+
+
+def _is_bare(instr: Instr) -> bool:
+    args = instr.args
+    return args["bias"] is None and args["residual"] is None and args["activation"] == "none"

@@ -1,0 +1,94 @@
+"""fuse-relations: aggregations with linear layers that are added up, one op."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch_geometric.nn import RGCNConv
+
+import gnnfx
+from gnnfx.ir.text import dump, parse
+from gnnfx.passes.fuse_relations import FuseRelations
+from tests.passes.rewriting import body, check_second_run, check_values, rewrite
+
+SUM = """\
+program relations(x: f32[N, 8], dst: i64[E], src: i64[E], p: i64[F], q: i64[F], n: int[N], r: f32[N, 4])
+  w: f32[4, 8] = param('w')
+  v: f32[4, 8] = param('v')
+  b: f32[4] = param('b')
+  csr: (i32[N + 1], i32[E], i32[E]) = compress(src, dst, n)
+  rowptr: i32[N + 1] = getitem(csr, 0)
+  src_1: i32[E] = getitem(csr, 1)
+  csr_1: (i32[N + 1], i32[F], i32[F]) = compress(p, q, n)
+  rowptr_1: i32[N + 1] = getitem(csr_1, 0)
+  src_2: i32[F] = getitem(csr_1, 1)
+  a: f32[N, 8] = aggregate(x, rowptr, src_1, None, 'mean')  # conv
+  l: f32[N, 4] = linear(a, w, None, r)  # conv
+  m: f32[N, 4] = linear(x, v)  # conv
+  y: f32[N, 4] = aggregate(m, rowptr_1, src_2, None, 'mean', bias=b, residual=l, activation='relu')  # conv
+  return (y,)
+"""  # noqa: E501
+
+
+def _inputs(nodes: int = 9) -> tuple[Tensor | int, ...]:
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(nodes, (count,), generator=generator) for count in (20, 20, 3, 3)]
+    x, residual = (torch.randn(nodes, width, generator=generator) for width in (8, 4))
+    return x, *ids, nodes, residual
+
+
+def test_both_orders_become_one_op() -> None:
+    before, after, ctx = rewrite(FuseRelations(), SUM)
+    fused = next(iter(after.find("aggregate_linear_sum"))).args
+    assert not {"linear", "aggregate"} & {i.op for i in after.instrs}
+    assert [i.name for i in fused["x"]] == ["x", "x"]
+    assert [i.name for i in fused["weight"]] == ["w", "v"]
+    assert [i.name for i in fused["rowptr"]] == ["rowptr", "rowptr_1"]
+    assert fused["residual"].name == "r"
+    assert fused["bias"].name == "b"
+    assert [r.module for r in ctx.remarks if r.done] == ["conv"]
+    generator = torch.Generator().manual_seed(1)
+    for program in (before, after):
+        generator.manual_seed(1)
+        for name, shape in {"w": (4, 8), "v": (4, 8), "b": (4,)}.items():
+            program.tensors[name] = torch.randn(shape, generator=generator)
+    check_values(before, after, *_inputs())
+    check_second_run(FuseRelations(), after)
+    assert dump(parse(dump(after))) == dump(after)
+    assert body(after)[-1] == "aggregate_linear_sum"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("return (y,)", "return (y, l)", id="read-elsewhere"),
+        pytest.param("return (y,)", "return (y, m)", id="inner-read-elsewhere"),
+        pytest.param("linear(a, w, None, r)", "linear(a, w, b, r)", id="bias-between"),
+        pytest.param("w, None, r)", "w, None, r, 'relu')", id="activation-between"),
+        pytest.param("rowptr, src_1, None, 'mean')", "rowptr, src_1)", id="sum-and-mean"),
+        pytest.param("rowptr, src_1, None, 'mean')", "rowptr, src_1, None, 'max')", id="max"),
+    ],
+)
+def test_other_sums_stay(old: str, new: str) -> None:
+    assert old in SUM
+    before, after, _ = rewrite(FuseRelations(), SUM.replace(old, new))
+    assert after is before
+
+
+@pytest.mark.parametrize("aggr", ["mean", "sum"])
+@pytest.mark.parametrize("outputs", [4, 40])
+def test_relational_layer_with_few_edges_a_relation(aggr: str, outputs: int) -> None:
+    torch.manual_seed(0)
+    nodes, edges, relations = 300, 500, 8
+    model = RGCNConv(16, outputs, relations, aggr=aggr).eval()
+    x, edge_index = torch.randn(nodes, 16), torch.randint(nodes, (2, edges))
+    kinds = torch.randint(relations - 1, (edges,))  # the last relation has no edges
+    optimized = gnnfx.optimize(model, "fp32", (x, edge_index, kinds))
+    assert "aggregate_linear_sum" in optimized.ir()
+    torch.testing.assert_close(optimized(x, edge_index, kinds), model(x, edge_index, kinds))
+    x.requires_grad_()
+    weights = torch.randn(nodes, outputs)
+    expected = torch.autograd.grad((model(x, edge_index, kinds) * weights).sum(), x)
+    found = torch.autograd.grad((optimized(x, edge_index, kinds) * weights).sum(), x)
+    torch.testing.assert_close(found, expected)
