@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from achieved import op_times
@@ -176,8 +177,19 @@ class Comparison:
         expected = self._expected[id(graph)]
         scale = max(float(expected.abs().max()), 1e-30)
         difference = float((out - expected).abs().max()) / scale
+        if peer.exact and difference > EXACT_TOLERANCE and self._small is None:
+            # Where a model magnifies rounding, eager's answer may be the one that is off.
+            exact = self._in_float64(graph)
+            own, eager = (float((y - exact).abs().max()) / scale for y in (out, expected))
+            difference = own if own <= eager else difference
         row.relative_difference = max(row.relative_difference or 0.0, difference)
         row.same_argmax = float((out.argmax(1) == expected.argmax(1)).float().mean())
+
+    def _in_float64(self, graph: Graph) -> Tensor:
+        """What eager gives if it rounds to float64."""
+        model = copy.deepcopy(self.work.model).double()
+        arguments = self.work.arguments(graph)
+        return cast(Tensor, model(*(a.double() if a.is_floating_point() else a for a in arguments)))
 
     def _time(self, kind: str, budget: float, names: list[str]) -> dict[str, Rounds]:
         self._say(f"{self.work.name}: {kind} graph")

@@ -188,7 +188,7 @@ def _why_it_differs(model: nn.Module, traced: Traced, error: MismatchError) -> s
     try:
         verify_outputs(model, traced, traced.program)
     except MismatchError as captured:
-        return f"capturing the model does not reproduce it: {captured}"
+        return f"capturing the model does not reproduce it: {captured.difference}"
     return None
 
 

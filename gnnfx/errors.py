@@ -25,7 +25,14 @@ class TraceError(GnnfxError, RuntimeError):
 
 
 class MismatchError(GnnfxError, RuntimeError):
-    """The optimized program does not compute what the model computes: a fault of gnnfx."""
+    """The optimized program does not compute what the model computes: a fault of gnnfx.
+
+    difference: how the results differ, without what is said of the fault.
+    """
+
+    def __init__(self, message: str, *, difference: str = "") -> None:
+        super().__init__(message)
+        self.difference = difference or message
 
 
 class UnstableError(MismatchError):

@@ -88,7 +88,7 @@ def aggregate_edge_mlp(
             product: Tensor = LINEAR.run(hidden, weight, linear_bias)
             return product
 
-        reduction = Reduction(out, reduce, bias, residual, activation)
+        reduction = Reduction(out, reduce, Epilogue(None, bias, residual, activation))
         _aggregate(messages, reduction, max(weight.shape), None, multiply)
     return out
 
@@ -154,7 +154,7 @@ def quantized_aggregate_edge_mlp(
             multiply([Layer(codes, hidden, zero_point, multiplier)], product, epilogue)
             return product
 
-        reduction = Reduction(out, reduce, bias, residual, activation)
+        reduction = Reduction(out, reduce, Epilogue(None, bias, residual, activation))
         qparams = (hidden_scale, hidden_zero_point)
         _aggregate(messages, reduction, width, qparams, multiplied)
     return out

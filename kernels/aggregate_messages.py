@@ -29,9 +29,9 @@ from gnnfx.kernels.csr import (
     sample_graphs,
     sample_large_graph,
 )
-from gnnfx.kernels.epilogue import check_epilogue, finish
+from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_bytes
 from gnnfx.kernels.launch import numba_impl
-from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
+from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, to_codes, unpack
 
 MESSAGE_ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "sigmoid")
 
@@ -253,14 +253,24 @@ def quantized_aggregate_messages_reference(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
     bits: int = 8,
+    out_bits: int = 8,
 ) -> Tensor:
-    """Codes `x` [S, C packed] of `channels`; all else as in `aggregate_messages`: [N, C]."""
+    """Codes `x` [S, C packed] of `channels`; all else as in `aggregate_messages`: [N, C].
+
+    Codes of `out_bits` come out where `out_scale` is given.
+    """
     values = scale * (unpack(x, channels, bits).int() - zero_point).float()
-    return aggregate_messages_reference(
+    rows = aggregate_messages_reference(
         *(values, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias),
         *(message_activation, slope, reduce, bias, residual, activation),
     )
+    if out_scale is None:
+        return rows
+    assert out_zero_point is not None
+    return pack(to_codes(rows, out_scale, out_zero_point, out_bits), out_bits)
 
 
 def quantized_aggregate_messages_fake(
@@ -281,7 +291,10 @@ def quantized_aggregate_messages_fake(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
     bits: int = 8,
+    out_bits: int = 8,
 ) -> Tensor:
     check_codes(x, channels, bits)
     num_rows = rowptr.shape[0] - 1
@@ -289,8 +302,9 @@ def quantized_aggregate_messages_fake(
         *(channels, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias),
         *(message_activation, reduce),
     )
-    check_epilogue(num_rows, channels, None, bias, residual, activation)
-    return x.new_empty((num_rows, channels), dtype=torch.float32)
+    qparams = out_scale, out_zero_point, out_bits
+    check_epilogue(num_rows, channels, None, bias, residual, activation, *qparams)
+    return empty_result(x, num_rows, channels, out_scale, out_bits)
 
 
 def quantized_aggregate_messages_cost(
@@ -311,13 +325,17 @@ def quantized_aggregate_messages_cost(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
     bits: int = 8,
+    out_bits: int = 8,
 ) -> Cost:
     """Each edge reads a row of codes and of its own features; rows are written once."""
     cost = messages_cost(channels, x.shape[1], src, edge, edge_weight)
     used = None if edge is None else perm
     read = num_bytes(rowptr, used, x_dst, edge_bias, bias, residual, scale, zero_point)
-    written = 4 * (rowptr.shape[0] - 1) * channels
+    read += num_bytes(out_scale, out_zero_point)
+    written = result_bytes(rowptr.shape[0] - 1, channels, out_scale, out_bits)
     return Cost(cost.flops, cost.bytes + read + written, cost.gathered)
 
 
@@ -333,8 +351,18 @@ def quantized_aggregate_messages_samples(device: str = "cpu") -> Iterator[tuple[
             *sample_qparams(0.043, (0, 1, high)[i % 3], device),
             *(x.shape[1], rowptr, src, *parts),
             reduce=REDUCES[i % 4],
+            **_codes_out(i, device),
             bits=bits,
+            out_bits=(8, 4, 2)[i % 3],
         )
+
+
+def _codes_out(number: int, device: str) -> dict[str, Tensor]:
+    """Scale and zero point of the result of every other sample."""
+    if number % 2 == 0:
+        return {}
+    out_scale, out_zero_point = sample_qparams(0.31, (0, 1, -3)[number % 3], device)
+    return {"out_scale": out_scale, "out_zero_point": out_zero_point}
 
 
 AGGREGATE_MESSAGES = register(

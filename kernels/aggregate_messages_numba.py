@@ -32,13 +32,14 @@ from gnnfx.kernels.epilogue_numba import (
     PIECES,
     RESIDUAL,
     ROWS,
+    Epilogue,
     epilogue_arguments,
     finish,
     to_codes,
 )
 from gnnfx.kernels.float_linear import LINEAR
 from gnnfx.kernels.memory import empty
-from gnnfx.kernels.quantize_numba import unpack_codes
+from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
     exp,
@@ -305,34 +306,25 @@ def tiles(rowptr: Tensor, num_edges: int, size: int) -> Iterator[Tile]:
 
 
 def _from_row(rows: Tensor | None, first: int) -> int:
-    """Where a matrix of floats begins that leaves out some rows; 0 for None."""
-    return 0 if rows is None else address(rows) + 4 * first * rows.shape[1]
+    """Where a matrix begins that leaves out some rows; 0 for None."""
+    return 0 if rows is None else address(rows) + rows.element_size() * first * rows.shape[1]
 
 
 class Reduction:
     """Rows of a result, reduced tile by tile."""
 
-    def __init__(
-        self,
-        out: Tensor,
-        reduce: str,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        activation: str,
-    ) -> None:
-        self._out, self._reduce = out, reduce
-        self._bias, self._residual, self._activation = bias, residual, activation
+    def __init__(self, out: Tensor, reduce: str, epilogue: Epilogue) -> None:
+        self._out, self._reduce, self._epilogue = out, reduce, epilogue
         self._partials = empty((2, out.shape[1]))
         self._last = 0  # which of them holds what the tile before left of a row
 
     def add(self, messages: Messages, tile: Tile, edge_rows: Tensor | None, reads_x: bool) -> None:
         """Reduce the messages of a tile into its rows: `edge_rows` itself unless `reads_x`."""
         num_rows, channels = tile.last_row - tile.first_row, self._out.shape[1]
-        epilogue = epilogue_arguments(
-            num_rows, channels, self._out, None, self._bias, None, self._activation
-        )
+        epilogue = self._epilogue.arguments(self._out)
+        epilogue[0] = num_rows
         epilogue[OUT - ROWS] = _from_row(self._out, tile.first_row)
-        epilogue[RESIDUAL - ROWS] = _from_row(self._residual, tile.first_row)
+        epilogue[RESIDUAL - ROWS] = _from_row(self._epilogue.residual, tile.first_row)
         partials = [address(self._partials) + 4 * channels * row for row in (0, 1)]
         partial = (self._reduce == "mean", partials[self._last], partials[1 - self._last])
         weight, product = None, [0, 0, 0]
@@ -435,7 +427,8 @@ def aggregate_messages(
     if out.numel():
         parts = (x_dst, edge, edge_weight, edge_bias, message_activation, slope)
         messages = Messages(x, rowptr, src, perm, *parts)
-        aggregate(messages, Reduction(out, reduce, bias, residual, activation))
+        epilogue = Epilogue(None, bias, residual, activation)
+        aggregate(messages, Reduction(out, reduce, epilogue))
     return out
 
 
@@ -457,7 +450,10 @@ def reject_quantized_aggregate_messages(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
     bits: int = 8,
+    out_bits: int = 8,
 ) -> str | None:
     return reject_messages(
         rowptr, src, x=x, x_dst=x_dst, edge=edge, bias=bias, residual=residual, perm=perm
@@ -482,12 +478,17 @@ def quantized_aggregate_messages(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
     bits: int = 8,
+    out_bits: int = 8,
 ) -> Tensor:
-    out = empty((rowptr.shape[0] - 1, channels))
+    dtype = torch.float32 if out_scale is None else torch.int8
+    out = empty((rowptr.shape[0] - 1, channels), dtype)
     if out.numel():
         codes = unpack_codes(x, channels, bits)
         parts = (x_dst, edge, edge_weight, edge_bias, message_activation, slope)
         messages = Messages(codes, rowptr, src, perm, *parts, scale, zero_point)
-        aggregate(messages, Reduction(out, reduce, bias, residual, activation))
-    return out
+        epilogue = Epilogue(None, bias, residual, activation, out_scale, out_zero_point, out_bits)
+        aggregate(messages, Reduction(out, reduce, epilogue))
+    return out if out_scale is None else pack_codes(out, out_bits)

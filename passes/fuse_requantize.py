@@ -22,6 +22,7 @@ _PRODUCERS = {
     "quantized_linear_sum",
     "quantized_aggregate",
     "quantized_aggregate_many",
+    "quantized_aggregate_messages",
     "quantized_attend_gat",
     "quantized_attend_gatv2",
     "quantized_attend_dot",

@@ -138,7 +138,11 @@ def _refusal(site: Instr) -> str | None:
 def _slow(site: Instr, ctx: PassContext) -> str | None:
     """Why integers would take longer, unless the policy wants them in any case."""
     quantize = ctx.policy.quantize
-    if site.op != "aten.linear.default" or (quantize is not None and quantize.layers == "all"):
+    if quantize is not None and quantize.layers == "all":
+        return None
+    if site.op == "aggregate" and _is_permutation(site.args["src"]):
+        return "it reads each row once, which takes no longer than making codes of it"
+    if site.op != "aten.linear.default":
         return None
     value = site.arg
     outputs, inputs = site.args["weight"].shape
@@ -151,6 +155,11 @@ def _slow(site: Instr, ctx: PassContext) -> str | None:
             f"back the time that making codes of it would take"
         )
     return None
+
+
+def _is_permutation(src: Instr) -> bool:
+    """Whether `src` names each row once, as where nodes are pooled."""
+    return src.op == "getitem" and src.arg.op == "compress" and src.positional[1] == 2
 
 
 def _observe(rewriter: Rewriter, value: Instr, observed: dict[Instr, Instr], bits: int) -> Instr:
