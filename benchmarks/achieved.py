@@ -9,6 +9,7 @@ are taken to read their arguments and to write their result once.
 
 from __future__ import annotations
 
+import inspect
 import operator
 import statistics
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from gnnfx.ir.op import Cost, OpDef, find_op
 from gnnfx.kernels.memory import Workspace
 
 _ROUNDS = 7
+_PRODUCTS = ("aten.mm.default", "aten.addmm.default")
 _TOLD = 0.01  # share of the program's time from which on an op is told
 
 
@@ -79,7 +81,11 @@ def _times(part: str, module: fx.GraphModule, values: list[Any], limits: Limits)
         cost = _cost(node, op, args, kwargs, known[node])
         impl = op.select(*args, **kwargs).name if op is not None else "aten"
         name = op.name if op is not None else str(node.target)
-        least, bound = _least(name, cost, [*args, *kwargs.values()], known[node], limits)
+        least, bound = _least(cost, [*args, *kwargs.values()], limits)
+        product = _product(name, op, args, kwargs, known[node], cost)
+        rate = 0.0 if product is None else limits.gemm(*product)  # 0 where nothing multiplies so
+        if rate and cost.flops / rate > least:
+            least, bound = cost.flops / rate, "gemm"
         middle = statistics.median(sample)
         found.append(
             OpTime(part, node.name, name, impl, middle, least, bound, cost.bytes, cost.flops)
@@ -154,26 +160,34 @@ def _is_view(tensor: Tensor, others: list[Tensor]) -> bool:
     return any(other.untyped_storage().data_ptr() == start for other in others)
 
 
-def _least(
-    name: str, cost: Cost, operands: list[Any], result: Any, limits: Limits
-) -> tuple[float, str]:
-    """The least seconds of a call, and what binds it."""
+def _least(cost: Cost, operands: list[Any], limits: Limits) -> tuple[float, str]:
+    """The least seconds that moving the bytes of a call takes, and which of them bind it."""
     gathering = 0.0
     x = next((a for a in pytree.tree_leaves(operands) if isinstance(a, Tensor)), None)
     if cost.gathered and x is not None and x.shape[0]:
         gathering = cost.gathered / limits.gather(x[:1].nbytes)
     streamed = cost.bytes - cost.gathered
     moving = streamed / limits.copy(streamed) + gathering
-    bound = "gather" if 2 * gathering > moving else "copy"
-    if not _is_product(name) or x is None or not cost.flops:
-        return moving, bound
-    rows, outputs = result.shape[0], result.shape[-1]
-    inputs = max(cost.flops // (2 * rows * outputs), 1)
-    dtype = torch.float32 if x.is_floating_point() else torch.int8
-    rate = limits.gemm(rows, inputs, outputs, dtype)
-    multiplying = cost.flops / rate if rate else 0.0
-    return (multiplying, "gemm") if multiplying > moving else (moving, bound)
+    return moving, "gather" if 2 * gathering > moving else "copy"
 
 
-def _is_product(name: str) -> bool:
-    return "linear" in name or name.startswith(("aten.mm", "aten.addmm"))
+def _product(
+    name: str, op: OpDef | None, args: Any, kwargs: Any, result: Any, cost: Cost
+) -> tuple[int, int, int, torch.dtype] | None:
+    """Rows, inputs, outputs and dtype of the matrix product in a call, if there is one.
+
+    The product of an edge MLP has a row for each edge, that of a sum all inputs of its terms.
+    """
+    if not cost.flops or not ("linear" in name or "mlp" in name or name in _PRODUCTS):
+        return None
+    if op is None:
+        weight = next(t for t in reversed(args) if isinstance(t, Tensor) and t.dim() == 2)
+        inputs, outputs = weight.shape
+    else:
+        weights = inspect.signature(op.reference).bind(*args, **kwargs).arguments["weight"]
+        weight = weights[0] if isinstance(weights, (list, tuple)) else weights
+        outputs, inputs = weight.shape[0], weight.shape[1]
+        if "mlp" not in name:
+            inputs = max(cost.flops // (2 * result.shape[0] * outputs), 1)
+    rows = max(cost.flops // (2 * inputs * outputs), 1)
+    return rows, inputs, outputs, torch.float32 if weight.is_floating_point() else torch.int8

@@ -27,8 +27,9 @@ from gnnfx.finetune import finetune
 from gnnfx.prepare import prepare
 from gnnfx.qat import EXECUTED, QUICK_EPOCHS, Method, Outcome, append, executed, policy, read, runs
 
-CLASSES = ("REDDIT-BINARY", "PROTEINS")
+CLASSES = ("REDDIT-BINARY", "PROTEINS", "BBBP")
 NUMBERS = ("ESOL", "Lipophilicity")
+_MOLECULES = {"BBBP": "BBBP", "ESOL": "ESOL", "Lipophilicity": "Lipo"}
 DATASETS = (*CLASSES, *NUMBERS)
 FOLDS = 10
 _BATCH = 128
@@ -91,14 +92,13 @@ GraphTask = Literal["graph-classification", "graph-regression"]
 
 
 def load(dataset: str, root: Path) -> list[Data]:
-    """The graphs of a data set, with float `x` [N, C].
+    """The graphs of a data set, with float `x` [N, C]; `y` holds classes or numbers.
 
     Raises InputError if `root` does not hold them and they cannot be downloaded.
     """
     try:
-        if dataset in NUMBERS:
-            name = {"Lipophilicity": "Lipo"}.get(dataset, dataset)
-            loaded = MoleculeNet(str(root / "MoleculeNet"), name)
+        if dataset in _MOLECULES:
+            loaded = MoleculeNet(str(root / "MoleculeNet"), _MOLECULES[dataset])
         else:
             loaded = TUDataset(str(root / "TUDataset"), dataset)
     except (OSError, ImportError) as error:
@@ -113,7 +113,8 @@ def load(dataset: str, root: Path) -> list[Data]:
     kept = []
     for graph in graphs:
         features = graph.x.float() if plain else (graph.x.float() - mean) / deviation
-        kept.append(Data(x=features, edge_index=graph.edge_index, y=graph.y))
+        y = graph.y if dataset in NUMBERS else graph.y.view(-1).long()
+        kept.append(Data(x=features, edge_index=graph.edge_index, y=y))
     return kept
 
 
