@@ -9,7 +9,7 @@ address of 0 stands for an operand that is not there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -68,8 +68,7 @@ def epilogue_arguments(
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Epilogue:
+class Epilogue(NamedTuple):
     """The operands of `gnnfx.kernels.epilogue` for some rows of sums [N, O]."""
 
     row_scale: Tensor | None = None
@@ -84,7 +83,7 @@ class Epilogue:
         """The operands of these rows alone."""
         row_scale = None if self.row_scale is None else self.row_scale[rows]
         residual = None if self.residual is None else self.residual[rows]
-        return replace(self, row_scale=row_scale, residual=residual)
+        return self._replace(row_scale=row_scale, residual=residual)
 
     def arguments(self, out: Tensor) -> list[int]:
         """Places ROWS to OUT_HIGH of the argument block, for a result `out` [N, O]."""

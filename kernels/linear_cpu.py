@@ -16,9 +16,8 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,8 +167,7 @@ def prepared(weight: Tensor, channels: int, bits: int) -> Weight:
     return _WEIGHTS.get(weight, channels, bits)
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """A weight, the int8 codes [N, K] it multiplies, their zero point, and a factor [O]."""
 
     weight: Weight
@@ -222,7 +220,7 @@ def multiply(layers: Sequence[Layer], out: Tensor, epilogue: Epilogue) -> None:
         for layer in layers[:-1]:
             total = empty((len(out[part]), outputs))
             layer.finish(part, total, Epilogue(residual=last.residual))
-            last = replace(last, residual=total)
+            last = last._replace(residual=total)
         layers[-1].finish(part, out[part], last)
 
 

@@ -219,6 +219,11 @@ class TiledWeight:
         return _padded(codes, 4 * self.steps)
 
 
+@functools.cache
+def _one() -> Tensor:
+    return torch.ones((), device="cpu")
+
+
 def _padded(values: Tensor, width: int) -> Tensor:
     """`values` [..., w] with zeros up to [..., width]; without a copy where w is width."""
     missing = width - values.shape[-1]
@@ -238,7 +243,6 @@ def linear_tiles(
     rows, outputs = out.shape
     tile_rows = _TILE_ROWS[weight.vectors]
     block = _SCRATCH // weight.padded // tile_rows * tile_rows
-    one = torch.ones((), device="cpu")
     operands = [
         (term.rows(codes), term.steps, term.codes, term.start(zero), term.by_output(multiplier))
         for term, codes, zero, multiplier in terms
@@ -249,5 +253,5 @@ def linear_tiles(
     kernel = compiled(_linear, tile_rows, weight.vectors, choose_lanes(outputs, 64))
     work = rows * outputs * sum(term.channels for term, *_ in terms) // 64
     pieces = count_pieces(work, -(-rows // tile_rows))
-    head = [weight.panels, block, address(one), len(terms)]
+    head = [weight.panels, block, address(_one()), len(terms)]
     launch(kernel, pieces, [*epilogue.arguments(out), *head, *layers])
