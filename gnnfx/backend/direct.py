@@ -46,7 +46,7 @@ class _Source:
 
     def constant(self, value: Any) -> str:
         """A name for a value that stays as it is."""
-        name = f"_constant_{len(self.constants)}"
+        name = f"_gnnfx_{len(self.constants)}"
         self.constants[name] = value
         return name
 
