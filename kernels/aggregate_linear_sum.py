@@ -1,13 +1,15 @@
-"""Sum of aggregations, each with a linear layer of its own: relational layers in floats.
+"""Sum of aggregations, each with a linear layer of its own: GraphSAGE and RGCN in floats.
 
 y = act(sum over t of reduce_t(x_t) @ W_t.T + bias + residual), where reduce_t sums or averages
-rows of x_t over the edges of relation t.  A node seldom has edges of every relation, so each term
-multiplies the rows of nodes that have some: as few as there are edges, however many nodes.
+rows of x_t over the edges of relation t.  Most nodes of a sampled graph have no edges into them,
+and a node seldom has edges of every relation: each term multiplies the rows of nodes that have
+some, before or after they are reduced, whichever takes less for the graph at hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,8 +18,11 @@ from gnnfx.ir.op import Cost, Impl, OpDef, register
 from gnnfx.kernels.aggregate import AGGREGATE, aggregate_fake, aggregate_reference
 from gnnfx.kernels.csr import arguments, num_bytes, sample_graphs, sample_large_graph
 from gnnfx.kernels.epilogue import activate, check_epilogue
+from gnnfx.kernels.float_linear import LINEAR
 from gnnfx.kernels.memory import empty
 
+# From this share of rows on, leaving out the others costs more than multiplying them.
+_MANY = 0.7
 # A value read in the order of an index takes about as long as so many multiply-adds.
 _MULTIPLICATIONS_A_READ = 10
 
@@ -130,38 +135,90 @@ def by_rows(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """The terms in turn, each added to the rows that have edges of its relation."""
-    out = empty((rowptr[0].shape[0] - 1, weight[0].shape[0]))
-    out.zero_() if residual is None else out.copy_(residual)
-    if bias is not None:
-        out += bias
-    for term in zip(x, rowptr, src, weight, strict=True):
-        _add(out, *term, reduce)
-    return activate(out, activation)
+    """The terms in turn, each on the rows that have edges of its relation if these are few."""
+    rows, outputs = rowptr[0].shape[0] - 1, weight[0].shape[0]
+    total, owned = residual, False
+    for number, (v, r, s, w) in enumerate(zip(x, rowptr, src, weight, strict=True), 1):
+        used = (r[1:] > r[:-1]).nonzero().view(-1)
+        if len(used) > _MANY * rows:
+            first = _multiplies_first(len(v) - len(used), len(s), w)
+            if number == len(x):
+                return _all_rows(v, r, s, w, reduce, bias, total, activation, first)
+            total, owned = _all_rows(v, r, s, w, reduce, None, total, "none", first), True
+            continue
+        if total is None or not owned:
+            out = empty((rows, outputs))
+            total, owned = out.zero_() if total is None else out.copy_(total), True
+        if len(s):
+            _add_rows(total, used, v, r, s, w, reduce)
+    assert total is not None
+    total = total if bias is None else total.add_(bias)
+    return total.relu_() if activation == "relu" else activate(total, activation)
 
 
-def _add(out: Tensor, x: Tensor, rowptr: Tensor, src: Tensor, weight: Tensor, reduce: str) -> None:
-    """Add one term to `out`, multiplying before or after its rows are reduced."""
-    if not len(src):
-        return
-    used = (rowptr[1:] > rowptr[:-1]).nonzero().view(-1)
-    every = len(used) == len(out)
-    # Rows without edges have no part of `src`: those with edges are a smaller CSR.
-    ends = rowptr if every else torch.cat([rowptr.index_select(0, used), rowptr[-1:]])
+def _multiplies_first(more_rows: int, edges: int, weight: Tensor) -> bool:
+    """Whether fewer channels to read for each edge are worth so many more rows to multiply."""
     outputs, channels = weight.shape
-    more = (x.shape[0] - len(used)) * outputs * channels  # multiply-adds of all rows of x
-    if more < _MULTIPLICATIONS_A_READ * len(src) * (channels - outputs):
-        rows = AGGREGATE.run(x @ weight.t(), ends, src, None, reduce)
-        if every:
-            out += rows
-        else:
-            out.index_copy_(0, used, out.index_select(0, used).add_(rows))
-        return
-    rows = AGGREGATE.run(x, ends, src, None, reduce)
-    if every:
-        out.addmm_(rows, weight.t())
-    else:
-        out.index_copy_(0, used, out.index_select(0, used).addmm_(rows, weight.t()))
+    saved = _MULTIPLICATIONS_A_READ * edges * (channels - outputs)
+    return more_rows * outputs * channels < saved
+
+
+def _all_rows(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    weight: Tensor,
+    reduce: str,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    multiplies_first: bool,
+) -> Tensor:
+    """One term, added to `residual` and finished, on all rows."""
+    if multiplies_first:
+        rows = LINEAR.run(x, weight)
+        finish = None, None, bias, residual, activation
+        return cast(Tensor, AGGREGATE.run(rows, rowptr, src, None, reduce, *finish))
+    rows = AGGREGATE.run(x, rowptr, src, None, reduce)
+    return cast(Tensor, LINEAR.run(rows, weight, bias, residual, activation))
+
+
+def _add_rows(
+    total: Tensor,
+    used: Tensor,
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    weight: Tensor,
+    reduce: str,
+) -> None:
+    """Add one term to the rows `used` of `total`, those that have edges.
+
+    Rows without edges have no part of `src`, so the others are a smaller CSR by themselves.
+    """
+    ends = torch.cat([rowptr.index_select(0, used), rowptr[-1:]])
+    sums = total.index_select(0, used)
+    first = _multiplies_first(len(x) - len(used), len(src), weight)
+    total.index_copy_(0, used, _all_rows(x, ends, src, weight, reduce, None, sums, "none", first))
+
+
+def in_turn(
+    x: Sequence[Tensor],
+    rowptr: Sequence[Tensor],
+    src: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """The terms in turn, on all rows: which have edges would have to come from the GPU first."""
+    terms = list(zip(x, rowptr, src, weight, strict=True))
+    for v, r, s, w in terms[:-1]:
+        first = w.shape[0] < w.shape[1]
+        residual = _all_rows(v, r, s, w, reduce, None, residual, "none", first)
+    first = weight[-1].shape[0] < weight[-1].shape[1]
+    return _all_rows(*terms[-1], reduce, bias, residual, activation, first)
 
 
 def _reject(
@@ -175,25 +232,6 @@ def _reject(
     activation: str = "none",
 ) -> str | None:
     return None
-
-
-def in_turn(
-    x: Sequence[Tensor],
-    rowptr: Sequence[Tensor],
-    src: Sequence[Tensor],
-    weight: Sequence[Tensor],
-    reduce: str = "sum",
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    activation: str = "none",
-) -> Tensor:
-    """All rows of all terms: which rows have edges would have to come from the GPU first."""
-    out = residual
-    for v, r, s, w in zip(x, rowptr, src, weight, strict=True):
-        rows = AGGREGATE.run(v, r, s, None, reduce)
-        out = rows @ w.t() if out is None else torch.addmm(out, rows, w.t())
-    assert out is not None
-    return activate(out if bias is None else out + bias, activation)
 
 
 AGGREGATE_LINEAR_SUM = register(

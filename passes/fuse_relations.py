@@ -1,4 +1,4 @@
-"""Add up aggregations that each have a linear layer of their own in one op.
+"""Aggregations that each have a linear layer of their own, and are added up, become one op.
 
     a: f32[N, 8] = aggregate(x, rowptr, src, None, 'mean')
     b: f32[N, 4] = linear(a, w)
@@ -7,7 +7,8 @@
   becomes
     y: f32[N, 4] = aggregate_linear_sum([x, x], [rowptr, rowptr_1], [src, src_1], [w, v], 'mean')
 
-so that nodes without edges of a relation are not multiplied with its weight.
+so that nodes without edges of a relation are not multiplied with its weight, and the graph at hand
+decides whether rows are multiplied before or after they are reduced.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 
 _SUM = "aggregate_linear_sum"
-_FEWEST = 2  # a lone layer and aggregation stay in the order that `reassociate` chose
 
 
 class FuseRelations(Pass):
-    """Gather the terms of a sum over relations."""
+    """Gather the terms of a sum over relations, or the one term of GraphSAGE."""
 
     name = "fuse-relations"
     needs = frozenset({"csr"})
@@ -33,14 +33,13 @@ class FuseRelations(Pass):
 
     def run(self, program: Program, ctx: PassContext) -> Program:
         rewriter = Rewriter(program, self.name)
+        absorbed: set[Instr] = set()
         for instr in reversed(list(rewriter.program.find("linear", "aggregate"))):
-            if (last := _term(instr)) is None:
+            if instr in absorbed or (last := _term(instr)) is None:
                 continue
             terms = [last]
             while (before := _term(terms[0].added)) is not None and _may_precede(before, last):
                 terms.insert(0, before)
-            if len(terms) < _FEWEST:
-                continue
             fused = rewriter.insert(
                 instr,
                 _SUM,
@@ -55,7 +54,8 @@ class FuseRelations(Pass):
                 like=instr,
             )
             rewriter.replace(instr, fused)
-            ctx.did(fused, f"{len(terms)} relations are added up, each on rows that have its edges")
+            absorbed.update(t.instr for t in terms)
+            ctx.did(fused, "multiplies the rows that have edges")
         return rewriter.finish()
 
 
