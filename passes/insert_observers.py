@@ -18,6 +18,7 @@ from gnnfx.errors import PolicyError
 from gnnfx.ir.patterns import is_feature, is_param
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
+from gnnfx.ir.types import Domain
 from gnnfx.pass_manager import Pass, PassContext
 from gnnfx.passes.fuse_attention import match_attention
 from gnnfx.passes.fuse_edge_mlp import edge_mlp
@@ -140,7 +141,7 @@ def _slow(site: Instr, ctx: PassContext) -> str | None:
     quantize = ctx.policy.quantize
     if quantize is not None and quantize.layers == "all":
         return None
-    if site.op == "aggregate" and _is_permutation(site.args["src"]):
+    if site.op == "aggregate" and _pools(site):
         return "it reads each row once, which takes no longer than making codes of it"
     if site.op != "aten.linear.default":
         return None
@@ -157,9 +158,11 @@ def _slow(site: Instr, ctx: PassContext) -> str | None:
     return None
 
 
-def _is_permutation(src: Instr) -> bool:
-    """Whether `src` names each row once, as where nodes are pooled."""
-    return src.op == "getitem" and src.arg.op == "compress" and src.positional[1] == 2
+def _pools(site: Instr) -> bool:
+    """Whether a sum reads each row once, in order: that of the nodes of a graph in a batch."""
+    x, src = site.args["x"], site.args["src"]
+    permuted = src.op == "getitem" and src.arg.op == "compress" and src.positional[1] == 2
+    return permuted and x.domain is not Domain.EDGE
 
 
 def _observe(rewriter: Rewriter, value: Instr, observed: dict[Instr, Instr], bits: int) -> Instr:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from torch_geometric.nn import GraphConv
+from torch import Tensor, nn
+from torch_geometric.nn import GraphConv, SAGEConv, global_mean_pool
 
 import gnnfx
 from gnnfx.ir.text import dump, parse
@@ -218,3 +218,28 @@ def test_both_branches_of_a_model_that_looks_at_its_data() -> None:
     opt = gnnfx.optimize(Branch(), "fp32", (x, edge_index))
     assert torch.equal(opt(x, edge_index), x + 1)
     assert torch.equal(opt(-x, edge_index), -x - 1)
+
+
+@pytest.mark.parametrize("layers", ["faster", "all"])
+def test_nodes_are_pooled_in_floats(layers: str) -> None:
+    """Pooling reads each row once, which takes no longer than making codes of it."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = SAGEConv(32, 64)
+
+        def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
+            pooled: Tensor = global_mean_pool(self.conv(x, edge_index).relu(), batch)
+            return pooled
+
+    torch.manual_seed(0)
+    x, edge_index = torch.randn(40, 32), torch.randint(40, (2, 120))
+    batch = torch.arange(4).repeat_interleave(10)
+    inputs = (x, edge_index, batch)
+    policy = gnnfx.Policy(quantize=gnnfx.Quantize(layers=layers))  # type: ignore[arg-type]
+    model = Pooled().eval()
+    optimized = gnnfx.optimize(model, policy, inputs, calibration=[inputs])
+    pooling = optimized.ir().splitlines()[-2]
+    assert ("quantized_aggregate(" in pooling) == (layers == "all"), optimized.ir()
+    assert relative_gap(optimized(*inputs), model(*inputs).detach()) < 0.05
