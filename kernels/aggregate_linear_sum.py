@@ -14,10 +14,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gnnfx.ir.op import Cost, Impl, OpDef, register
+from gnnfx.ir.op import Cost, Impl, OpDef, accept, register
 from gnnfx.kernels.aggregate import AGGREGATE, aggregate_fake, aggregate_reference
 from gnnfx.kernels.csr import arguments, num_bytes, sample_graphs, sample_large_graph
-from gnnfx.kernels.epilogue import activate, check_epilogue
+from gnnfx.kernels.epilogue import activate, activate_in_place, check_epilogue
 from gnnfx.kernels.float_linear import LINEAR
 from gnnfx.kernels.memory import empty
 
@@ -153,7 +153,7 @@ def by_rows(
             _add_rows(total, used, v, r, s, w, reduce)
     assert total is not None
     total = total if bias is None else total.add_(bias)
-    return total.relu_() if activation == "relu" else activate(total, activation)
+    return activate_in_place(total, activation)
 
 
 def _multiplies_first(more_rows: int, edges: int, weight: Tensor) -> bool:
@@ -221,19 +221,6 @@ def in_turn(
     return _all_rows(*terms[-1], reduce, bias, residual, activation, first)
 
 
-def _reject(
-    x: Sequence[Tensor],
-    rowptr: Sequence[Tensor],
-    src: Sequence[Tensor],
-    weight: Sequence[Tensor],
-    reduce: str = "sum",
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    activation: str = "none",
-) -> str | None:
-    return None
-
-
 AGGREGATE_LINEAR_SUM = register(
     OpDef(
         "aggregate_linear_sum",
@@ -241,7 +228,7 @@ AGGREGATE_LINEAR_SUM = register(
         fake,
         cost,
         samples,
-        impls=(Impl("by-rows", "cpu", by_rows, _reject), Impl("in-turn", "cuda", in_turn, _reject)),
+        impls=(Impl("by-rows", "cpu", by_rows, accept), Impl("in-turn", "cuda", in_turn, accept)),
         differentiable=True,
     )
 )

@@ -31,7 +31,7 @@ from gnnfx.kernels.csr import (
 )
 from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_bytes
 from gnnfx.kernels.launch import numba_impl
-from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, to_codes, unpack
+from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
 
 MESSAGE_ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "sigmoid")
 
@@ -267,10 +267,9 @@ def quantized_aggregate_messages_reference(
         *(values, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias),
         *(message_activation, slope, reduce, bias, residual, activation),
     )
-    if out_scale is None:
-        return rows
-    assert out_zero_point is not None
-    return pack(to_codes(rows, out_scale, out_zero_point, out_bits), out_bits)
+    return finish(
+        *(rows, None, None, None, None, None, "none"), *(out_scale, out_zero_point, out_bits)
+    )
 
 
 def quantized_aggregate_messages_fake(

@@ -55,6 +55,13 @@ def activate(y: Tensor, activation: str) -> Tensor:
     return functional.elu(y) if activation == "elu" else y
 
 
+def activate_in_place(y: Tensor, activation: str) -> Tensor:
+    """The activation, written over what it is applied to."""
+    if activation == "relu":
+        return y.relu_()
+    return functional.elu_(y) if activation == "elu" else y
+
+
 def check_epilogue(
     num_rows: int,
     channels: int,

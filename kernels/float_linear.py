@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from gnnfx.ir.op import Cost, Impl, OpDef, register
 from gnnfx.kernels.csr import num_bytes
-from gnnfx.kernels.epilogue import ACTIVATIONS, activate
+from gnnfx.kernels.epilogue import ACTIVATIONS, activate, activate_in_place
 from gnnfx.kernels.memory import empty
 
 _LARGE, _BLOCK = 2**23, 2**20  # values; smaller results come from memory used before, anyway
@@ -112,9 +112,7 @@ def _rows(
         y = product.default(x, weight, bias, "none", [], "")
     else:
         y = product.binary(x, residual, weight, bias, "add")
-    if activation == "elu":
-        return functional.elu_(y)
-    return y.relu_() if activation == "relu" else y
+    return activate_in_place(y, activation)
 
 
 def reject_onednn(

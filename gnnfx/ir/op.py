@@ -79,10 +79,8 @@ class OpDef:
     def select(self, *args: Any, **kwargs: Any) -> Impl:
         """The implementation that a call with these arguments runs."""
         device = _device_of(args, kwargs)
-        for impl in self.impls:
-            if impl.device == device and impl.reject(*args, **kwargs) is None:
-                return impl
-        return Impl("reference", device, self.reference, _accept)
+        found = self._fitting(device, args, kwargs)
+        return found or Impl("reference", device, self.reference, accept)
 
     def refusals(self, *args: Any, **kwargs: Any) -> dict[str, str]:
         """Why each implementation of this device that was passed over was passed over."""
@@ -92,11 +90,14 @@ class OpDef:
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Call the implementation that fits, past torch's dispatcher: no gradients, no tracing."""
-        device = _device_of(args, kwargs)
-        for impl in self.impls:  # as `select` does, in less time
+        found = self._fitting(_device_of(args, kwargs), args, kwargs)
+        return (self.reference if found is None else found.fn)(*args, **kwargs)
+
+    def _fitting(self, device: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Impl | None:
+        for impl in self.impls:
             if impl.device == device and impl.reject(*args, **kwargs) is None:
-                return impl.fn(*args, **kwargs)
-        return self.reference(*args, **kwargs)
+                return impl
+        return None
 
 
 def register(op: OpDef) -> OpDef:
@@ -135,8 +136,8 @@ def op_called(name: str) -> OpDef | None:
     return _OPS.get(name)
 
 
-def _accept(*args: Any, **kwargs: Any) -> None:
-    return None
+def accept(*args: Any, **kwargs: Any) -> None:
+    """The `reject` of an implementation that takes all arguments."""
 
 
 def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
