@@ -240,21 +240,23 @@ class _Round(torch.autograd.Function):
             return grad, None, None, None, None, None
         y, scale, zero_point, x, rows = ctx.saved_tensors
         low, high = (scale * (end - zero_point) for end in kernels.code_range(ctx.bits))
-        step = None
         if x is None:
-            inside = (y > low + scale / 2) & (y < high - scale / 2)
-        else:
-            inside = (x >= low - scale / 2) & (x <= high + scale / 2)
-            slope = y / scale - torch.where(inside, x / scale, 0.0)
+            ends = float(low + scale / 2), float(high - scale / 2)
+            # One pass over the values: the gradient where `y` lies between these, otherwise 0.
+            passed = torch.ops.aten.hardtanh_backward(grad.float(), y, *ends).to(grad.dtype)
             if rows is not None:
-                slope.index_fill_(0, rows, 0.0)
-            # Processes of data-parallel training hold equal shares of one tensor.
-            values = max(x.numel(), 1) * ranks.count()
-            strength = 1 / math.sqrt(values * kernels.code_range(ctx.bits)[1])
-            step = (grad * slope).sum() * strength
+                passed.index_copy_(0, rows, grad.index_select(0, rows))
+            return passed, None, None, None, None, None
+        inside = (x >= low - scale / 2) & (x <= high + scale / 2)
+        slope = y / scale - torch.where(inside, x / scale, 0.0)
         if rows is not None:
+            slope.index_fill_(0, rows, 0.0)
             inside.index_fill_(0, rows, True)
-        return grad * inside, step, None, None, None, None
+        # Processes of data-parallel training hold equal shares of one tensor.
+        values = max(x.numel(), 1) * ranks.count()
+        strength = 1 / math.sqrt(values * kernels.code_range(ctx.bits)[1])
+        step = (grad * slope).sum() * strength
+        return torch.where(inside, grad, 0.0), step, None, None, None, None
 
 
 class _RoundWeight(torch.autograd.Function):
@@ -278,4 +280,4 @@ class _RoundWeight(torch.autograd.Function):
         inside = steps.abs() <= qmax + 0.5
         slope = y / scale[:, None] - torch.where(inside, steps, 0.0)
         strength = 1 / math.sqrt(max(weight.shape[1], 1) * qmax)
-        return grad * inside, (grad * slope).sum(1) * strength, None
+        return torch.where(inside, grad, 0.0), (grad * slope).sum(1) * strength, None

@@ -21,11 +21,23 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import MLP, GINConv, global_mean_pool
 from torch_geometric.utils import degree
 
+from gnnfx.backend.prepared import PreparedModule
 from gnnfx.demo import DATA_ROOT
 from gnnfx.errors import InputError
 from gnnfx.finetune import finetune
 from gnnfx.prepare import prepare
-from gnnfx.qat import EXECUTED, QUICK_EPOCHS, Method, Outcome, append, executed, policy, read, runs
+from gnnfx.qat import (
+    AFTER_TRAINING,
+    EXECUTED,
+    QUICK_EPOCHS,
+    Method,
+    Outcome,
+    append,
+    executed,
+    policy,
+    read,
+    runs,
+)
 
 CLASSES = ("REDDIT-BINARY", "PROTEINS", "BBBP")
 NUMBERS = ("ESOL", "Lipophilicity")
@@ -75,13 +87,13 @@ def run(
     known = {outcome.key: outcome for outcome in read(out)}
     found = []
     for fold in range(folds):
-        parts = split(graphs, fold, task)
+        trainer = _Trainer(split(graphs, fold, task), task, fold, epochs)
         for method, width in runs(methods, bits):
             key = (dataset, "GIN", method, width, fold, epochs)
             if key not in known:
                 if console is not None:
                     console.print(f"GIN on {dataset}, {method}, {width} bits, fold {fold}")
-                known[key] = Outcome(*key, *train(parts, task, method, width, fold, epochs))
+                known[key] = Outcome(*key, *trainer.train(method, width))
                 if not quick:
                     append(out, known[key])
             found.append(known[key])
@@ -134,33 +146,47 @@ def split(graphs: list[Data], fold: int, task: GraphTask) -> Split:
     return Split(of(~(test | validation)), of(validation), of(test))
 
 
-def train(
-    parts: Split, task: GraphTask, method: Method, bits: int, seed: int, epochs: int
-) -> tuple[int, float, float]:
-    """Best epoch, validation and test: accuracy, or the root mean squared error."""
-    regression = task == "graph-regression"
-    classes = 1 if regression else 1 + max(int(g.y) for g in parts.training)
+class _Trainer:
+    """One fold; float training is done once for all that need it."""
 
-    def build() -> nn.Module:
-        return GraphGIN(parts.training[0].num_features, classes)
+    def __init__(self, parts: Split, task: GraphTask, seed: int, epochs: int) -> None:
+        self._parts, self._task, self._seed, self._epochs = parts, task, seed, epochs
+        self._regression = task == "graph-regression"
+        first = Batch.from_data_list(parts.training[:_BATCH])
+        self._arguments = (first.x, first.edge_index, first.batch)
+        self._float: tuple[PreparedModule, int] | None = None
 
-    first = Batch.from_data_list(parts.training[:_BATCH])
-    arguments = (first.x, first.edge_index, first.batch)
-    torch.manual_seed(seed)
-    prepared = prepare(build(), policy(method, bits), arguments)
-    history = finetune(
-        prepared,
-        DataLoader(parts.training, _BATCH, shuffle=True),
-        task=task,
-        validation=DataLoader(parts.validation, _BATCH),
-        epochs=epochs,
-        learning_rate=0.005 if bits >= 8 else 0.001,
-        weight_decay=2e-4 if bits >= 8 else 4e-5,
-        seed=seed,
-    )
-    final = executed(prepared, method, bits, build, arguments)
-    scores = [_score(final, x, regression) for x in (parts.validation, parts.test)]
-    return history.best.epoch, scores[0], scores[1]
+    def train(self, method: Method, bits: int) -> tuple[int, float, float]:
+        """Best epoch, validation and test: accuracy, or the root mean squared error."""
+        if method in AFTER_TRAINING:
+            self._float = self._float or self._finetune("FP32", 32)
+            prepared, best = self._float
+        else:
+            prepared, best = self._finetune(method, bits)
+        final = executed(prepared, method, bits, self._build, self._arguments)
+        parts = (self._parts.validation, self._parts.test)
+        validation, test = (_score(final, graphs, self._regression) for graphs in parts)
+        return best, validation, test
+
+    def _build(self) -> nn.Module:
+        graphs = self._parts.training
+        outputs = 1 if self._regression else 1 + max(int(g.y) for g in graphs)
+        return GraphGIN(graphs[0].num_features, outputs)
+
+    def _finetune(self, method: Method, bits: int) -> tuple[PreparedModule, int]:
+        torch.manual_seed(self._seed)
+        prepared = prepare(self._build(), policy(method, bits), self._arguments)
+        history = finetune(
+            prepared,
+            DataLoader(self._parts.training, _BATCH, shuffle=True),
+            task=self._task,
+            validation=DataLoader(self._parts.validation, _BATCH),
+            epochs=self._epochs,
+            learning_rate=0.005 if bits >= 8 else 0.001,
+            weight_decay=2e-4 if bits >= 8 else 4e-5,
+            seed=self._seed,
+        )
+        return prepared, history.best.epoch
 
 
 @torch.no_grad()

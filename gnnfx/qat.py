@@ -35,6 +35,7 @@ from gnnfx.training_policy import Training
 Method = Literal["FP32", "PTQ", "PTQ-degree", "QAT", "DQ", "DQ-degree", "DQ-paper"]
 METHODS: tuple[Method, ...] = get_args(Method)
 EXECUTED: tuple[Method, ...] = ("FP32", "PTQ", "QAT", "DQ")
+AFTER_TRAINING: tuple[Method, ...] = ("FP32", "PTQ", "PTQ-degree")
 MODELS = ("GCN", "SAGE", "GIN", "GAT")
 QUICK_EPOCHS = 20
 
@@ -181,7 +182,7 @@ class _Trainer:
     def train(self, method: Method, bits: int) -> tuple[int, float, float]:
         """Best epoch, validation accuracy and test accuracy."""
         data = self._data
-        if method in ("FP32", "PTQ", "PTQ-degree"):
+        if method in AFTER_TRAINING:
             self._float = self._float or self._finetune(PRESETS["fp32"])
             prepared, best = self._float
         else:
@@ -233,7 +234,7 @@ def executed(
 
 def policy(method: Method, bits: int) -> Policy:
     """What `prepare` trains under."""
-    if method in ("FP32", "PTQ", "PTQ-degree"):
+    if method in AFTER_TRAINING:
         return PRESETS["fp32"]  # quantization comes after training
     training = Training()
     if method in ("DQ", "DQ-degree", "DQ-paper"):

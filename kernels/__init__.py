@@ -9,6 +9,7 @@ if __name__ != "gnnfx.kernels":
 from gnnfx.kernels import (
     aggregate,
     aggregate_edge_mlp,
+    aggregate_gradient,
     aggregate_linear,
     aggregate_linear_sum,
     aggregate_many,
@@ -37,6 +38,7 @@ from gnnfx.kernels import (
 __all__ = [
     "aggregate",
     "aggregate_edge_mlp",
+    "aggregate_gradient",
     "aggregate_linear",
     "aggregate_linear_sum",
     "aggregate_many",

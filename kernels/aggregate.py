@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gnnfx.ir.op import Cost, OpDef, register
+from gnnfx.kernels.aggregate_gradient import aggregate_gradient
 from gnnfx.kernels.csr import (
     REDUCES,
     arguments,
@@ -368,6 +369,7 @@ AGGREGATE = register(
             triton_impl("gnnfx.kernels.aggregate_triton", "aggregate"),
         ),
         differentiable=True,
+        gradient=aggregate_gradient,
     )
 )
 QUANTIZED_AGGREGATE = register(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,8 +62,26 @@ def test_a_fold_is_kept_between_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = graph_qat.run("PROTEINS", **settings)  # type: ignore[arg-type]
     assert [(o.method, o.bits, o.seed) for o in found] == [("FP32", 32, 0), ("DQ", 8, 0)]
     assert all(0 <= o.test <= 1 for o in found)
-    monkeypatch.setattr(graph_qat, "train", None)
+    monkeypatch.setattr(graph_qat, "finetune", None)
     assert graph_qat.run("PROTEINS", **settings) == found  # type: ignore[arg-type]
+
+
+def test_quantization_after_training_is_of_the_model_in_float(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(graph_qat, "load", lambda dataset, root: graphs())
+    trained = []
+
+    def finetune(prepared: Any, *args: Any, **kwargs: Any) -> Any:
+        trained.append(prepared)
+        return real(prepared, *args, **kwargs)
+
+    from gnnfx.finetune import finetune as real
+
+    monkeypatch.setattr("gnnfx.graph_qat.finetune", finetune)
+    found = graph_qat.run("PROTEINS", methods=("FP32", "PTQ"), bits=(8, 4), folds=1, epochs=2)
+    assert [(o.method, o.bits) for o in found] == [("FP32", 32), ("PTQ", 8), ("PTQ", 4)]
+    assert len({o.best_epoch for o in found}) == len(trained) == 1
 
 
 def test_numbers_are_judged_by_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
