@@ -184,7 +184,9 @@ def _product(
         weight = next(t for t in reversed(args) if isinstance(t, Tensor) and t.dim() == 2)
         inputs, outputs = weight.shape
     else:
-        weights = inspect.signature(op.reference).bind(*args, **kwargs).arguments["weight"]
+        weights = inspect.signature(op.reference).bind(*args, **kwargs).arguments.get("weight")
+        if weights is None:  # a sparse product, which no rate of dense ones limits
+            return None
         weight = weights[0] if isinstance(weights, (list, tuple)) else weights
         outputs, inputs = weight.shape[0], weight.shape[1]
         if "mlp" not in name:

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch_geometric.nn as pyg
+
+import gnnfx
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 MODULES = ("compare", "graphs", "limits", "memory", "report", "rounds", "run", "workloads")
@@ -115,6 +118,17 @@ def test_sampled_batches_are_subgraphs(suite: SimpleNamespace) -> None:
         assert len(names.unique()) == len(names)
         assert set(map(tuple, names[batch.edge_index].t().tolist())) <= edges
         assert int(batch.edge_index[1].bincount().max()) <= 10
+
+
+def test_sparse_products_are_limited_by_what_they_move(suite: SimpleNamespace) -> None:
+    achieved = importlib.import_module("achieved")
+    x, edge_index = torch.zeros(300, 200), torch.randint(300, (2, 900))
+    x[:, 7] = 1.0
+    model = pyg.GCN(200, 16, 2, 4).eval()
+    module = gnnfx.optimize(model, "fp32", (x, edge_index))
+    limits = suite.limits.Limits.of(edge_index, 300)
+    found = {time.op: time for time in achieved.op_times(module, (x, edge_index), limits)}
+    assert found["sparse_linear"].bound in ("copy", "gather")
 
 
 def test_reading_rows_reads_every_byte(suite: SimpleNamespace) -> None:

@@ -51,7 +51,7 @@ def infer_value(program: Program, node: fx.Node) -> Any:
     # Some compositions, such as LSTMs, have rules for symbolic sizes in Python only.
     with program.mode, torch.no_grad(), enable_python_dispatcher():
         result = node.target(*args, **kwargs)  # type: ignore[operator]
-    if isinstance(result, Tensor) and not effects(node):
+    if isinstance(result, (Tensor, tuple)) and not effects(node):
         made: set[sympy.Symbol] = set()
         _described(result, made)
         if made <= symbols:  # a size that only the data decides is another one at each call

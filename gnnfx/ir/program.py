@@ -75,6 +75,7 @@ _KINDS = {
 _FILE_OPS = ("aten.from_file.default",)
 
 
+@functools.cache
 def op_name(target: Any) -> str:
     """The textual name of a call target: `gather`, `aten.add.Tensor`, `getitem`, `sym.add`."""
     if isinstance(target, torch._ops.OpOverload):
@@ -145,10 +146,9 @@ class Instr:
         """Arguments by name, defaults filled in; values are Instr, constants or lists of both."""
         named: dict[str, Any] = {}
         if isinstance(self.node.target, torch._ops.OpOverload):
-            for i, spec in enumerate(self.node.target._schema.arguments):
-                default = spec.default_value if spec.has_default_value() else None
+            for i, (name, default) in enumerate(_parameters(self.node.target)):
                 given = self.node.args[i] if i < len(self.node.args) else default
-                named[spec.name] = self.node.kwargs.get(spec.name, given)
+                named[name] = self.node.kwargs.get(name, given)
         else:
             named = {str(i): a for i, a in enumerate(self.node.args)}
         return {name: _wrap(value) for name, value in named.items()}
@@ -213,6 +213,15 @@ class Instr:
 
     def __str__(self) -> str:
         return self.name
+
+
+@functools.cache
+def _parameters(target: torch._ops.OpOverload[..., Any]) -> tuple[tuple[str, Any], ...]:
+    """Name of each argument, and its default or None."""
+    return tuple(
+        (spec.name, spec.default_value if spec.has_default_value() else None)
+        for spec in target._schema.arguments
+    )
 
 
 def _wrap(value: Any) -> Any:
