@@ -214,7 +214,7 @@ ATTEND_DOT = register(
         cost=cost,
         samples=samples,
         impls=(
-            numba_impl("gnnfx.kernels.attention_numba", "attend_dot"),
+            numba_impl("gnnfx.kernels.attend_dot_numba", "attend_dot"),
             triton_impl("gnnfx.kernels.attention_triton", "attend_dot"),
         ),
         differentiable=True,
@@ -228,7 +228,7 @@ QUANTIZED_ATTEND_DOT = register(
         cost=quantized_cost,
         samples=quantized_samples,
         impls=(
-            numba_impl("gnnfx.kernels.attention_numba", "quantized_attend_dot"),
+            numba_impl("gnnfx.kernels.attend_dot_numba", "quantized_attend_dot"),
             triton_impl("gnnfx.kernels.attention_triton", "quantized_attend_dot"),
         ),
     )

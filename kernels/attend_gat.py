@@ -172,7 +172,7 @@ ATTEND_GAT = register(
         cost=cost,
         samples=samples,
         impls=(
-            numba_impl("gnnfx.kernels.attention_numba", "attend_gat"),
+            numba_impl("gnnfx.kernels.attend_gat_numba", "attend_gat"),
             triton_impl("gnnfx.kernels.attention_triton", "attend_gat"),
         ),
         differentiable=True,
@@ -186,7 +186,7 @@ QUANTIZED_ATTEND_GAT = register(
         cost=quantized_cost,
         samples=quantized_samples,
         impls=(
-            numba_impl("gnnfx.kernels.attention_numba", "quantized_attend_gat"),
+            numba_impl("gnnfx.kernels.attend_gat_numba", "quantized_attend_gat"),
             triton_impl("gnnfx.kernels.attention_triton", "quantized_attend_gat"),
         ),
     )

@@ -168,7 +168,7 @@ ATTEND_GATV2 = register(
         cost=cost,
         samples=samples,
         impls=(
-            numba_impl("gnnfx.kernels.attention_numba", "attend_gatv2"),
+            numba_impl("gnnfx.kernels.attend_gatv2_numba", "attend_gatv2"),
             triton_impl("gnnfx.kernels.attention_triton", "attend_gatv2"),
         ),
         differentiable=True,
@@ -182,7 +182,7 @@ QUANTIZED_ATTEND_GATV2 = register(
         cost=quantized_cost,
         samples=quantized_samples,
         impls=(
-            numba_impl("gnnfx.kernels.attention_numba", "quantized_attend_gatv2"),
+            numba_impl("gnnfx.kernels.attend_gatv2_numba", "quantized_attend_gatv2"),
             triton_impl("gnnfx.kernels.attention_triton", "quantized_attend_gatv2"),
         ),
     )
