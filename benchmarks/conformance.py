@@ -30,6 +30,7 @@ import torch_geometric
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 import gnnfx
@@ -56,10 +57,12 @@ class Catcher:
 
         def caught(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             name = type(module).__module__
-            if catcher.depth == 0 and catcher.test and name.startswith("torch_geometric.nn"):
-                with catcher.inside():
-                    catcher.record(module, args, kwargs)
+            counts = catcher.depth == 0 and catcher.test and name.startswith("torch_geometric.nn")
             with catcher.inside():
+                if counts and _is_lazy(module):
+                    _draw_parameters(module, args, kwargs)
+                if counts and not _is_lazy(module):
+                    catcher.record(module, args, kwargs)
                 return call(module, *args, **kwargs)
 
         nn.Module.__call__ = caught  # type: ignore[method-assign]
@@ -95,6 +98,19 @@ class Catcher:
             self.known[key] = row
         with self.results.open("a") as file:
             file.write(json.dumps(row | {"test": self.test}) + "\n")
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return any(map(is_lazy, (*module.parameters(), *module.buffers())))
+
+
+def _draw_parameters(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Give a module that was made without the sizes of its inputs the parameters of this call."""
+    state = torch.get_rng_state()
+    given_args, given_kwargs = _copy((args, kwargs))
+    with contextlib.suppress(Exception), torch.no_grad():  # the test's own call says what is wrong
+        module(*given_args, **given_kwargs)
+    torch.set_rng_state(state)
 
 
 def attempt(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch_geometric.nn as pyg
 from torch import nn
 
 import gnnfx
@@ -134,3 +135,14 @@ def test_optimize(call: Callable[[], Any], kind: type[GnnfxError], message: str)
     with pytest.raises(kind) as error:
         call()
     assert message in str(error.value)
+
+
+def test_a_model_without_sizes_must_be_called_once_before() -> None:
+    model = pyg.GCN(-1, 8, num_layers=2, out_channels=3).eval()
+    for function in (gnnfx.optimize, gnnfx.prepare):
+        with pytest.raises(
+            InputError, match="first call decides: convs.0.lin.weight"
+        ):
+            function(model, "fp32", (X, E))
+    want = model(X, E)
+    torch.testing.assert_close(gnnfx.optimize(model, "fp32", (X, E))(X, E), want)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from gnnfx.errors import InputError, TraceError
@@ -278,12 +279,26 @@ def _verify_form(traced: Traced, name: str, inputs: dict[str, Any]) -> None:
         raise TraceError(f"{name} fixes a size of argument {leaf!r} to {size}, got {given}")
 
 
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode that keeps nothing of a call and leaves its inputs as they are.
 
     Layers that cache their first graph are told not to, and forget it; reversible ones, which free
     their input because they can compute it again for gradients, are told not to.
+
+    Raises InputError for a model with lazy parameters: those that the copy would draw are not those
+    that the model's own first call will.
     """
+    lazy = [name for name, value in _tensors(model) if is_lazy(value)]
+    if lazy:
+        raise InputError(
+            f"model has tensors whose sizes its first call decides: {', '.join(lazy[:3])}"
+            f"{' and more' if len(lazy) > 3 else ''}; expected a model that has been called once"
+        )
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():
