@@ -6,8 +6,8 @@
 
 Each data set, model, method and seed is one run: published splits or ten folds, the epoch selected
 on validation, accuracy or error on the test part of the program that runs (integers for every
-method but FP32, in all layers).  Outcomes are lines of a JSON file; an interrupted run goes on
-where it was.
+method but FP32, in all layers but the first of data sets of graphs).  Outcomes are lines of a JSON
+file; an interrupted run goes on where it was.
 """
 
 from __future__ import annotations

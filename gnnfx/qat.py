@@ -216,10 +216,12 @@ def executed(
     bits: int,
     build: Callable[[], nn.Module],
     calibration: tuple[Any, ...],
+    skip: tuple[str, ...] = (),
 ) -> nn.Module:
     """What runs after training by `method`: integers, where there are integer kernels for it.
 
     build: makes the model that was trained.  calibration: the arguments of a call.
+    skip: modules that stay float32.
     """
     if method in ("QAT", "DQ", "DQ-degree"):
         return convert(prepared)
@@ -228,7 +230,7 @@ def executed(
     module = build()
     module.load_state_dict(prepared.state_dict())
     scales = _scales(method)
-    after = Policy(Quantize(bits, bits, observer="mse", scales=scales, layers="all"))  # type: ignore[arg-type]
+    after = Policy(Quantize(bits, bits, observer="mse", scales=scales, layers="all"), skip)  # type: ignore[arg-type]
     return optimize(module.eval(), after, calibration, calibration=[calibration])
 
 

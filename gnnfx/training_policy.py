@@ -28,7 +28,8 @@ class Training:
         all.
     symmetric: ranges of activations with negative values lie symmetrically around zero.
     protect: (p_min, p_max): probability that a node stays float32 in one forward, from the lowest
-        to the highest in-degree of its graph; None protects none.
+        to the highest in-degree of its graph; None protects none.  A perceptron inside a layer
+        (GIN's) rounds all nodes.
     mask: whether nodes to protect are drawn anew once per 'forward' or for each 'layer'.
     placement: round where integer 'kernels' do, or where the 'paper' of Degree-Quant does, which
         no integer program executes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -29,6 +29,8 @@ def graphs(count: int = 30) -> list[Data]:
 
 class Small(nn.Module):
     """One layer and a pool, in place of the five that take long to capture."""
+
+    FLOAT: ClassVar = ("conv.aggr_module",)
 
     def __init__(self, features: int, outputs: int) -> None:
         super().__init__()

@@ -52,6 +52,25 @@ def test_edges_go_by_the_node_they_name() -> None:
     assert all(o.args["rank"] is not None for o in after.find("observe"))
 
 
+UPDATE = """\
+  u: f32[N, 8] = observe(y, 'u')  # convs.0.aggr_module
+  h: f32[N, 8] = aten.linear.default(u, w)  # convs.0.nn.0
+  v: f32[N, 8] = observe(h, 'v')  # convs.0.nn.0
+  z: f32[N, 8] = aten.linear.default(v, w)  # convs.0.nn.1
+  o: f32[N, 8] = observe(z, 'o')  # convs.0.nn.1
+  l: f32[N, 8] = aten.linear.default(o, w)  # lin
+"""
+
+
+def test_a_layer_rounds_what_it_makes_of_its_own_sums_for_all_nodes() -> None:
+    text = BEFORE.replace("edge_index: i64[2, E]", "edge_index: i64[2, E], w: f32[8, 8]").replace(
+        "aggregate(a, p, q)\n", "aggregate(a, p, q)  # convs.0.aggr_module\n" + UPDATE
+    )
+    _, after, _ = rewrite(ProtectNodes(), text.replace("(y,)", "(l,)"), PRESETS["int8-dq"])
+    ranked = {o.args["name"] for o in after.find("observe") if o.args["rank"] is not None}
+    assert ranked == {"x", "o"}
+
+
 @pytest.mark.parametrize(
     ("text", "policy", "reason"),
     [

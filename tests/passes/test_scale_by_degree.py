@@ -67,8 +67,8 @@ def test_what_was_trained_is_what_runs(
     assert all(p.grad is not None and p.grad.isfinite().all() for p in prepared.parameters())
     prepared.eval()
     want, got = prepared(*call).detach(), gnnfx.convert(prepared)(*call).detach()
-    # A code that differs at a tie moves a few values by one step of the last layer.
-    assert (got - want).abs().gt(1e-4 * want.abs().max()).float().mean() < 0.01
+    # A code of a hub that differs at a tie moves the sums of its neighbours by a step.
+    assert (got - want).abs().gt(1e-4 * want.abs().max()).float().mean() < 0.05
     copied = gnnfx.prepare(kind(16, 16, 2, 8), policy, call).eval()
     copied.load_state_dict(prepared.state_dict())
     assert torch.equal(copied(*call), want)
