@@ -95,7 +95,6 @@ class Mean:
     method: str
     bits: int
     ratio: float
-    validation: float
     test: float
     spread: float
     difference: float | None
@@ -126,7 +125,7 @@ def prune(
     dataset, model, method, bits, ratio, seed, epochs = run
     quantize = None if bits == 32 else Quantize(bits, bits, layers="all")  # type: ignore[arg-type]
     end = trained.steps * epochs // 2
-    how: Any = "fine-grained" if (method, ratio) == DENSE else method
+    how: Any = "fine-grained" if method == DENSE[0] else method
     schedule = Prune(ratio, how, schedule="cubic", end=end, every=max(1, end // 20))
     policy = Policy(prune=schedule, quantize=quantize)
     example, training = trained.example, trained.training
@@ -157,18 +156,17 @@ def means(outcomes: Sequence[Outcome]) -> list[Mean]:
     groups: dict[tuple[tuple[str, str, str, int], float], list[Outcome]] = {}
     for outcome in sorted(outcomes, key=lambda o: (o.series, o.ratio)):
         groups.setdefault((outcome.series, outcome.ratio), []).append(outcome)
-    dense = {(*_trained_as(o), o.bits): o.test for o in outcomes if o.method == DENSE[0]}
+    dense = {_trained_as(o): o.test for o in outcomes if o.method == DENSE[0]}
     found = []
     for (series, ratio), group in groups.items():
         tests = [100 * o.test for o in group]
-        before = [dense.get((*_trained_as(o), o.bits)) for o in group]
+        before = [dense.get(_trained_as(o)) for o in group]
         lost = [100 * (o.test - b) for o, b in zip(group, before, strict=True) if b is not None]
         timed = [o.latency_ms for o in group if o.latency_ms is not None]
         found.append(
             Mean(
                 *series,
                 ratio=ratio,
-                validation=100 * statistics.mean(o.validation for o in group),
                 test=statistics.mean(tests),
                 spread=statistics.stdev(tests) if len(tests) > 1 else 0.0,
                 difference=statistics.mean(lost) if lost else None,
@@ -181,7 +179,7 @@ def means(outcomes: Sequence[Outcome]) -> list[Mean]:
 
 
 def _trained_as(outcome: Outcome) -> tuple[object, ...]:
-    return outcome.dataset, outcome.model, outcome.seed, outcome.epochs
+    return outcome.dataset, outcome.model, outcome.bits, outcome.seed, outcome.epochs
 
 
 def front(entries: Sequence[Mean], cost: str) -> list[Mean]:

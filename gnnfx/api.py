@@ -25,7 +25,7 @@ from gnnfx.errors import (
 )
 from gnnfx.fallback import Limit, fall_back
 from gnnfx.frontend.signature import as_call, flatten, input_name
-from gnnfx.frontend.trace import Traced, frozen_copy
+from gnnfx.frontend.trace import Traced, frozen_copy, named_tensors
 from gnnfx.heap import compilation
 from gnnfx.ir.program import Program
 from gnnfx.pass_manager import AfterEach, Pass, PassContext, PassManager, Site
@@ -114,10 +114,6 @@ def _limit(max_drop: float | None, metric: Callable[[nn.Module], Any] | None) ->
     return None if max_drop is None else Limit(max_drop, metric)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
 def _compile(
     model: nn.Module,
     traced: Traced,
@@ -140,7 +136,7 @@ def _compile(
 
 def _kept(model: nn.Module, name: str, reason: str) -> KeptModel:
     """The model as it is, with a report that says why."""
-    return KeptModel(frozen_copy(model), Report.of_kept(name, _tensors(model), reason))
+    return KeptModel(frozen_copy(model), Report.of_kept(name, named_tensors(model), reason))
 
 
 def _tuned(
@@ -159,7 +155,7 @@ def _tuned(
         return _compile(model, traced, again, name, samples), tuple(again.choices)
 
     def kept(reason: str) -> Report:
-        return Report.of_kept(name, _tensors(model), reason)
+        return Report.of_kept(name, named_tensors(model), reason)
 
     return keep_fastest(frozen_copy(model), build, as_call(traced.example), kept)
 
@@ -167,7 +163,7 @@ def _tuned(
 def _module(
     model: nn.Module, traced: Traced, program: Program, ctx: PassContext, name: str
 ) -> OptimizedModule:
-    report = Report.of(name, _tensors(model), program, ctx.remarks, traced.kept, ctx.figures)
+    report = Report.of(name, named_tensors(model), program, ctx.remarks, traced.kept, ctx.figures)
     # A graph that takes a branch which was not captured runs as the model would run it.
     eager = frozen_copy(model) if any(program.find("assume")) else None
     return OptimizedModule(Call.of(traced), program, report, eager)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gnnfx.kernels.compile_numba import compiled
-from gnnfx.kernels.csr import reject_large
+from gnnfx.kernels.csr import reject_floats, reject_large
 from gnnfx.kernels.csr_numba import piece_start, source, source_ahead
 from gnnfx.kernels.memory import empty
 from gnnfx.kernels.threads import address, count_pieces, launch
@@ -95,7 +95,7 @@ def _multiply(lanes):
 def reject_aggregate_transposed(
     grad: Tensor, rowptr: Tensor, src: Tensor, num_src: int, weight: Tensor | None = None
 ) -> str | None:
-    return _reject(rowptr, src, grad=grad, weight=weight)
+    return reject_floats(grad=grad, weight=weight) or reject_large(rowptr, src)
 
 
 def aggregate_transposed(
@@ -115,7 +115,7 @@ def aggregate_transposed(
 def reject_edge_products(
     grad: Tensor, x: Tensor, rowptr: Tensor, src: Tensor, per_head: bool = False
 ) -> str | None:
-    return _reject(rowptr, src, grad=grad, x=x)
+    return reject_floats(grad=grad, x=x) or reject_large(rowptr, src)
 
 
 def edge_products(
@@ -133,14 +133,3 @@ def edge_products(
 
 def _divisor(channels: int) -> int:
     return next(lanes for lanes in _LANES if channels % lanes == 0)
-
-
-def _reject(rowptr: Tensor, src: Tensor, **operands: Tensor | None) -> str | None:
-    for name, operand in operands.items():
-        if operand is None:
-            continue
-        if not operand.is_contiguous():
-            return f"{name} is not contiguous"
-        if operand.dtype != torch.float32:
-            return f"{name} is {operand.dtype}; the kernel takes float32"
-    return reject_large(rowptr, src)

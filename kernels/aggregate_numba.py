@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numba import njit
 from torch import Tensor
 
 from gnnfx.kernels.compile_numba import choose_lanes, compiled, half_lanes
-from gnnfx.kernels.csr import reject_large
+from gnnfx.kernels.csr import reject_floats, reject_large
 from gnnfx.kernels.csr_numba import piece_start, source, source_ahead
 from gnnfx.kernels.epilogue_numba import (
     CHANNELS,
@@ -144,15 +143,8 @@ def reject_aggregate(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> str | None:
-    operands = (x, weight, row_scale, bias, residual)
-    for name, operand in zip(_FLOATS, operands, strict=True):
-        if operand is None:
-            continue
-        if not operand.is_contiguous():
-            return f"{name} is not contiguous"
-        if operand.dtype != torch.float32:
-            return f"{name} is {operand.dtype}; the kernel takes float32"
-    return reject_large(rowptr, src)
+    floats = dict(zip(_FLOATS, (x, weight, row_scale, bias, residual), strict=True))
+    return reject_floats(**floats) or reject_large(rowptr, src)
 
 
 def aggregate(

@@ -47,6 +47,18 @@ def reject_large(rowptr: Tensor, src: Tensor) -> str | None:
     return None
 
 
+def reject_floats(**operands: Tensor | None) -> str | None:
+    """Why kernels on rows of float32 cannot take these, or None."""
+    for name, operand in operands.items():
+        if operand is None:
+            continue
+        if not operand.is_contiguous():
+            return f"{name} is not contiguous"
+        if operand.dtype != torch.float32:
+            return f"{name} is {operand.dtype}; the kernel takes float32"
+    return None
+
+
 def sample_graphs(device: str = "cpu") -> Iterator[tuple[int, Tensor, Tensor]]:
     """(rows of x, rowptr, src): ragged, no edges, one node, isolated nodes, hub, no nodes."""
     generator = torch.Generator().manual_seed(0)

@@ -16,6 +16,7 @@ drawn at run time.
 from __future__ import annotations
 
 from gnnfx.ir.node_graph import first_computed, node_graph
+from gnnfx.ir.patterns import readers
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.ir.types import Domain
@@ -58,11 +59,11 @@ def _rank(rewriter: Rewriter, edge_index: Instr, rows: Instr, batch: Instr | Non
 def _updates(observe: Instr) -> bool:
     """Whether it is linear layers alone that read the value, each of the layer that summed it."""
     layers = tuple(_summing(observe))
-    readers = [
-        r for user in observe.users for r in (user.users if user.op == "dropout" else [user])
-    ]
-    linear = all(reader.op == "aten.linear.default" for reader in readers)
-    return linear and bool(layers) and all(r.module.startswith(layers) for r in readers)
+    inside = all(
+        reader.op == "aten.linear.default" and reader.module.startswith(layers)
+        for reader in readers(observe)
+    )
+    return bool(layers) and inside
 
 
 def _summing(value: Instr) -> set[str]:

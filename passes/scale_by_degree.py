@@ -16,6 +16,7 @@ linear layer is scaled back behind it; rows that are summed together have to sha
 from __future__ import annotations
 
 from gnnfx.ir.node_graph import first_computed, node_graph
+from gnnfx.ir.patterns import readers
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Pass, PassContext
@@ -52,10 +53,5 @@ class ScaleByDegree(Pass):
 def _refusal(observe: Instr, rows: Instr) -> str | None:
     if observe.shape[:1] != rows.shape[:1]:
         return "its rows are no nodes"
-    summed = [reader.name for reader in _readers(observe) if reader.op != "aten.linear.default"]
+    summed = [reader.name for reader in readers(observe) if reader.op != "aten.linear.default"]
     return f"{', '.join(summed)} sums its rows together" if summed else None
-
-
-def _readers(value: Instr) -> list[Instr]:
-    """What reads `value`, looked up through dropout."""
-    return [r for u in value.users for r in (_readers(u) if u.op == "dropout" else [u])]

@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 
 from gnnfx import graph_qat
 from gnnfx.errors import InputError
+from gnnfx.finetune import finetune as real_finetune
 from gnnfx.graph_qat import GraphGIN
 from tests.models import graph
 
@@ -76,9 +77,7 @@ def test_quantization_after_training_is_of_the_model_in_float(
 
     def finetune(prepared: Any, *args: Any, **kwargs: Any) -> Any:
         trained.append(prepared)
-        return real(prepared, *args, **kwargs)
-
-    from gnnfx.finetune import finetune as real
+        return real_finetune(prepared, *args, **kwargs)
 
     monkeypatch.setattr("gnnfx.graph_qat.finetune", finetune)
     found = graph_qat.run("PROTEINS", methods=("FP32", "PTQ"), bits=(8, 4), folds=1, epochs=2)

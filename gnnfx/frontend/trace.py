@@ -279,9 +279,9 @@ def _verify_form(traced: Traced, name: str, inputs: dict[str, Any]) -> None:
         raise TraceError(f"{name} fixes a size of argument {leaf!r} to {size}, got {given}")
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -293,7 +293,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     Raises InputError for a model with lazy parameters: those that the copy would draw are not those
     that the model's own first call will.
     """
-    lazy = [name for name, value in _tensors(model) if is_lazy(value)]
+    lazy = [name for name, value in named_tensors(model).items() if is_lazy(value)]
     if lazy:
         raise InputError(
             f"model has tensors whose sizes its first call decides: {', '.join(lazy[:3])}"

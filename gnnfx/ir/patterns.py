@@ -63,6 +63,11 @@ def row_vector(value: Any) -> Instr | None:
     return value if value.shape == (rows,) else None
 
 
+def readers(value: Instr) -> list[Instr]:
+    """What reads `value`, looked up through dropout."""
+    return [r for u in value.users for r in (readers(u) if u.op == "dropout" else [u])]
+
+
 def sole_user(instr: Instr) -> Instr | None:
     """The one instruction that uses `instr`, or None if there are more or fewer."""
     users = instr.users
