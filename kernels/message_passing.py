@@ -53,6 +53,10 @@ def scatter_fake(messages: Tensor, index: Tensor, num_rows: int, reduce: str) ->
         raise ValueError(f"reduce must be one of {sorted(_TORCH_REDUCE)}, got {reduce!r}")
     if index.dim() != 1 or index.is_floating_point():
         raise ValueError(f"index must be a vector of integers, got {index.dtype} {index.shape}")
+    torch._check(
+        messages.shape[0] == index.shape[0],
+        lambda: f"index must have one entry a message, got {index.shape} for {messages.shape}",
+    )
     return messages.new_empty((num_rows, *messages.shape[1:]))
 
 

@@ -12,10 +12,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data
-from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
+from torch_geometric.utils import (
+    scatter,
+    to_torch_coo_tensor,
+    to_torch_csc_tensor,
+    to_torch_csr_tensor,
+)
 
 import gnnfx
 from gnnfx.frontend.example import TRACE_SIZES, resize
+from gnnfx.frontend.trace import trace
 
 N, E, SMALL = 20, 60, 7
 
@@ -160,6 +166,40 @@ def test_a_graph_that_a_layer_remembers_is_forgotten(layer: type[nn.Module]) -> 
         model(x, e)
         opt = gnnfx.optimize(model, "fp32", (x, e))
         torch.testing.assert_close(opt(y, f), fresh(y, f), rtol=1e-5, atol=1e-5)
+
+
+REDUCED = {
+    "sum": ("sum", 0, True),
+    "add": ("add", -2, True),
+    "mean": ("mean", 0, True),
+    "min": ("min", 0, True),
+    "max": ("max", -2, True),
+    "product": ("mul", 0, False),
+    "columns": ("sum", 1, False),
+}
+
+
+class Reduces(nn.Module):
+    """Rows, or columns, of edges by the node that each points to."""
+
+    def __init__(self, reduce: str, dim: int) -> None:
+        super().__init__()
+        self.reduce, self.dim = reduce, dim
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        src, dst = edge_index
+        rows = x[src] if self.dim != 1 else x[src].t()
+        found: Tensor = scatter(rows, dst, self.dim, x.shape[0], self.reduce)
+        return found if self.dim != 1 else found.t() * 2
+
+
+@pytest.mark.parametrize(("reduce", "dim", "one_op"), REDUCED.values(), ids=REDUCED)
+def test_reductions_of_rows_are_captured_as_one_op(reduce: str, dim: int, one_op: bool) -> None:
+    model = Reduces(reduce, dim)
+    ops = [i.op for i in trace(model, graph(0)).program.instrs]
+    assert ("scatter" in ops) is one_op
+    assert any(op.startswith("aten.scatter") for op in ops) is not one_op
+    compare(model, graph(0), graph(1, 9, 2), graph(2, 5, 0))
 
 
 @pytest.mark.parametrize("kinds", [[0, 2], [0, 1, 2], [0, 1, 1]])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn import functional
 from torch_geometric.nn import global_mean_pool
+from torch_geometric.utils import scatter
 
 from gnnfx.frontend.trace import trace
 
@@ -55,6 +56,14 @@ def _sum(x: Tensor, edge_index: Tensor) -> Tensor:
     return torch.zeros_like(x).scatter_add_(0, index, x[src])
 
 
+def _power_of_degrees(x: Tensor, edge_index: Tensor) -> Tensor:
+    ones = x.new_ones(edge_index.shape[1])
+    degrees = scatter(ones, edge_index[1], dim_size=x.shape[0])
+    degrees.pow_(-0.5)
+    out: Tensor = degrees.masked_fill_(degrees == torch.inf, 0.0).view(-1, 1) * x
+    return out
+
+
 def _promotes(x: Tensor, edge_index: Tensor) -> Tensor:
     y = x + 1
     y.add_(edge_index[0, : x.shape[0]].view(-1, 1))
@@ -68,6 +77,7 @@ def _view_of_the_result(x: Tensor, edge_index: Tensor) -> Tensor:
 BODIES: dict[str, tuple[Body, bool]] = {
     "sum": (_sum, True),
     "twice": (_twice, True),
+    "power-of-degrees": (_power_of_degrees, True),
     "view-of-the-result": (_view_of_the_result, True),
     "view-read-later": (_write_then_read_view, False),
     "view-written": (_write_a_view, False),

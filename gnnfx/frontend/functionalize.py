@@ -23,6 +23,8 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 
 _aten = torch.ops.aten
+# Ops of these make new memory, but for views.
+_NAMESPACES = ("aten", "gnnfx")
 # Arguments that choose places; their dtype does not change that of the result.
 _PLACES = ("index", "indices", "mask")
 
@@ -87,7 +89,7 @@ class _Writes:
     def are_local(self, node: fx.Node) -> bool:
         """Whether `node` writes new memory that is read through its own tensor alone later."""
         memory = self._memory[node]
-        if not isinstance(memory.target, OpOverload) or memory.target.namespace != "aten":
+        if not isinstance(memory.target, OpOverload) or memory.target.namespace not in _NAMESPACES:
             return False
         if _functional(node.target) is None or not _keeps_dtype(node):
             return False

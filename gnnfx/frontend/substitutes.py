@@ -1,4 +1,4 @@
-"""Functions that cannot be captured, replaced by ones that compute the same.
+"""Functions that cannot be captured, or that take long, replaced by ones that compute the same.
 
 While a model is captured, the names under which PyG's modules and those of the model hold such a
 function refer to its replacement.
@@ -57,6 +57,21 @@ def _use_segment_matmul(original: Callable[..., bool]) -> Callable[..., bool]:
     return use_segment_matmul_heuristic
 
 
+def _scatter(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """One op for what PyG spells in three to ten, each of which takes time to capture."""
+
+    def scatter(
+        src: Tensor, index: Tensor, dim: int = 0, dim_size: Any = None, reduce: str = "sum"
+    ) -> Tensor:
+        rows = dim_size is not None and src.dim() and dim in (0, -src.dim())
+        plain = rows and src.is_floating_point() and index.dim() == 1 and reduce in _REDUCES
+        if not plain:
+            return original(src, index, dim, dim_size, reduce)
+        return torch.ops.gnnfx.scatter(src, index, dim_size, _REDUCES[reduce])  # type: ignore[no-any-return]
+
+    return scatter
+
+
 def _hetero_linear(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Rows of each type times the weight of the type, in place of slices of sorted rows."""
 
@@ -85,6 +100,16 @@ class FillByCopy(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+# A product of no rows is 1 in PyG, and 0 in gnnfx's op.
+_REDUCES = {
+    "sum": "sum",
+    "add": "sum",
+    "mean": "mean",
+    "min": "min",
+    "amin": "min",
+    "max": "max",
+    "amax": "max",
+}
 _METHODS = {("torch_geometric.nn.dense.linear", "HeteroLinear", "forward"): _hetero_linear}
 # Modules that PyG writes for a layer's `propagate` and `edge_updater`.
 _GENERATED = ("_propagate", "_edge_updater")
@@ -92,6 +117,7 @@ _SUBSTITUTES = {
     "torch_geometric.index.ptr2index": _ptr2index,
     "torch_geometric.index.index2ptr": _index2ptr,
     "torch_geometric.utils.sparse.to_edge_index": _to_edge_index,
+    "torch_geometric.utils._scatter.scatter": _scatter,
     "torch_geometric.backend.use_segment_matmul_heuristic": _use_segment_matmul,
 }
 
