@@ -90,7 +90,7 @@ def run(
     known = {outcome.key: outcome for outcome in read(out)}
     found = []
     for fold in range(folds):
-        trainer = _Trainer(split(graphs, fold, task), task, fold, epochs)
+        trainer = _Trainer(split(graphs, fold, task), task, fold, epochs, console)
         for method, width in runs(methods, bits):
             key = (dataset, "GIN", method, width, fold, epochs)
             if key not in known:
@@ -152,8 +152,11 @@ def split(graphs: list[Data], fold: int, task: GraphTask) -> Split:
 class _Trainer:
     """One fold; float training is done once for all that need it."""
 
-    def __init__(self, parts: Split, task: GraphTask, seed: int, epochs: int) -> None:
+    def __init__(
+        self, parts: Split, task: GraphTask, seed: int, epochs: int, console: Console | None
+    ) -> None:
         self._parts, self._task, self._seed, self._epochs = parts, task, seed, epochs
+        self._console = console
         self._regression = task == "graph-regression"
         first = Batch.from_data_list(parts.training[:_BATCH])
         self._arguments = (first.x, first.edge_index, first.batch)
@@ -192,6 +195,7 @@ class _Trainer:
             seed=self._seed,
             optimizer=optimizer,
             after_epoch=lambda loss: halved.step(),
+            console=self._console,
         )
         return prepared, history.best.epoch
 
