@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,17 @@ def cost(logits: Tensor, rowptr: Tensor) -> Cost:
     return Cost(flops=4 * logits.numel(), bytes=num_bytes(logits, logits, rowptr))
 
 
+def gradient(
+    grad: Tensor, needed: Sequence[bool], logits: Tensor, rowptr: Tensor
+) -> tuple[Tensor | None, ...]:
+    """p * (g - sum of p * g over the edges of the destination), where p is the softmax."""
+    shares = torch.ops.gnnfx.segment_softmax(logits, rowptr)
+    rows = row_of_edge(rowptr, logits.shape[0])
+    mean = grad.new_zeros((rowptr.shape[0] - 1, *grad.shape[1:]))
+    mean.index_add_(0, rows, shares * grad)
+    return shares.mul_(grad - mean.index_select(0, rows)), None
+
+
 def samples(device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     for i, (_, rowptr, src) in enumerate([*sample_graphs(), sample_large_graph()]):
@@ -57,5 +68,6 @@ SEGMENT_SOFTMAX = register(
             triton_impl("gnnfx.kernels.softmax_triton", "segment_softmax"),
         ),
         differentiable=True,
+        gradient=gradient,
     )
 )
