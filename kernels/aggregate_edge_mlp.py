@@ -26,7 +26,7 @@ from gnnfx.kernels.aggregate_messages import (
 )
 from gnnfx.kernels.csr import REDUCES, arguments, degrees, num_bytes
 from gnnfx.kernels.epilogue import check_epilogue, finish
-from gnnfx.kernels.launch import numba_impl
+from gnnfx.kernels.launch import numba_impl, triton_impl
 from gnnfx.kernels.linear import check_weight
 from gnnfx.kernels.quantize import code_range, pack, sample_qparams, to_codes, unpack
 
@@ -252,7 +252,10 @@ AGGREGATE_EDGE_MLP = register(
         fake=aggregate_edge_mlp_fake,
         cost=aggregate_edge_mlp_cost,
         samples=aggregate_edge_mlp_samples,
-        impls=(numba_impl("gnnfx.kernels.aggregate_edge_mlp_cpu", "aggregate_edge_mlp"),),
+        impls=(
+            numba_impl("gnnfx.kernels.aggregate_edge_mlp_cpu", "aggregate_edge_mlp"),
+            triton_impl("gnnfx.kernels.aggregate_edge_mlp_triton", "aggregate_edge_mlp"),
+        ),
         differentiable=True,
     )
 )
@@ -263,6 +266,9 @@ QUANTIZED_AGGREGATE_EDGE_MLP = register(
         fake=quantized_aggregate_edge_mlp_fake,
         cost=quantized_aggregate_edge_mlp_cost,
         samples=quantized_aggregate_edge_mlp_samples,
-        impls=(numba_impl("gnnfx.kernels.aggregate_edge_mlp_cpu", "quantized_aggregate_edge_mlp"),),
+        impls=(
+            numba_impl("gnnfx.kernels.aggregate_edge_mlp_cpu", "quantized_aggregate_edge_mlp"),
+            triton_impl("gnnfx.kernels.aggregate_edge_mlp_triton", "quantized_aggregate_edge_mlp"),
+        ),
     )
 )

@@ -27,7 +27,7 @@ from gnnfx.kernels.csr import (
     sample_large_graph,
 )
 from gnnfx.kernels.epilogue import check_epilogue, empty_result, result_bytes
-from gnnfx.kernels.launch import numba_impl
+from gnnfx.kernels.launch import numba_impl, triton_impl
 from gnnfx.kernels.quantize import (
     check_codes,
     code_range,
@@ -257,7 +257,10 @@ AGGREGATE_MANY = register(
         fake=aggregate_many_fake,
         cost=aggregate_many_cost,
         samples=aggregate_many_samples,
-        impls=(numba_impl("gnnfx.kernels.aggregate_many_numba", "aggregate_many"),),
+        impls=(
+            numba_impl("gnnfx.kernels.aggregate_many_numba", "aggregate_many"),
+            triton_impl("gnnfx.kernels.aggregate_many_triton", "aggregate_many"),
+        ),
         differentiable=True,
     )
 )
@@ -268,6 +271,9 @@ QUANTIZED_AGGREGATE_MANY = register(
         fake=quantized_aggregate_many_fake,
         cost=quantized_aggregate_many_cost,
         samples=quantized_aggregate_many_samples,
-        impls=(numba_impl("gnnfx.kernels.aggregate_many_numba", "quantized_aggregate_many"),),
+        impls=(
+            numba_impl("gnnfx.kernels.aggregate_many_numba", "quantized_aggregate_many"),
+            triton_impl("gnnfx.kernels.aggregate_many_triton", "quantized_aggregate_many"),
+        ),
     )
 )

@@ -30,7 +30,7 @@ from gnnfx.kernels.csr import (
     sample_large_graph,
 )
 from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_bytes
-from gnnfx.kernels.launch import numba_impl
+from gnnfx.kernels.launch import numba_impl, triton_impl
 from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
 
 MESSAGE_ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "sigmoid")
@@ -371,7 +371,10 @@ AGGREGATE_MESSAGES = register(
         fake=aggregate_messages_fake,
         cost=aggregate_messages_cost,
         samples=aggregate_messages_samples,
-        impls=(numba_impl("gnnfx.kernels.aggregate_messages_numba", "aggregate_messages"),),
+        impls=(
+            numba_impl("gnnfx.kernels.aggregate_messages_numba", "aggregate_messages"),
+            triton_impl("gnnfx.kernels.aggregate_messages_triton", "aggregate_messages"),
+        ),
         differentiable=True,
     )
 )
@@ -384,6 +387,7 @@ QUANTIZED_AGGREGATE_MESSAGES = register(
         samples=quantized_aggregate_messages_samples,
         impls=(
             numba_impl("gnnfx.kernels.aggregate_messages_numba", "quantized_aggregate_messages"),
+            triton_impl("gnnfx.kernels.aggregate_messages_triton", "quantized_aggregate_messages"),
         ),
     )
 )

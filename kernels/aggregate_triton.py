@@ -1,8 +1,4 @@
-"""Triton code of `gnnfx.kernels.aggregate`: one program a destination row and block of channels.
-
-A program walks the edges of its row BLOCK_E at a time.  Each of the BLOCK_E lanes keeps its own
-partial result, so that lanes meet once a row and not once a step.
-"""
+"""Triton code of `gnnfx.kernels.aggregate`: one program a destination row and block of channels."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
@@ -24,6 +20,7 @@ from gnnfx.kernels.codes_triton import (
     store_rows,
 )
 from gnnfx.kernels.epilogue import ACTIVATIONS
+from gnnfx.kernels.reduce_triton import end_reduction, reduce_edges, start_reduction, tile
 
 # Edges whose products with codes, at most 128 * 255 each, fit an int32 sum together.
 _CHUNK = tl.constexpr(65536)
@@ -53,9 +50,7 @@ def _aggregate(
     first = tl.program_id(1) * BLOCK_C
     start, end = load_row_bounds(rowptr_ptr, row)
     cols = first + tl.arange(0, BLOCK_C)
-    INF: tl.constexpr = float("inf")
-    EMPTY: tl.constexpr = -INF if REDUCE == "max" else INF if REDUCE == "min" else 0.0
-    acc = tl.full((BLOCK_E, BLOCK_C), EMPTY, dtype=tl.float32)
+    acc = start_reduction(REDUCE, BLOCK_E, BLOCK_C)
     for edge in range(start, end, BLOCK_E):
         edges = edge + tl.arange(0, BLOCK_E)
         live = edges < end
@@ -65,28 +60,8 @@ def _aggregate(
             places = edges[:, None] * heads + (cols // head_channels)[None, :]
             inside = live[:, None] & (cols < channels)[None, :]
             values *= tl.load(weight_ptr + places, mask=inside, other=0.0)
-        if REDUCE == "max":
-            values = tl.where(live[:, None], values, EMPTY)
-            acc = tl.maximum(acc, values, propagate_nan=tl.PropagateNan.ALL)
-        elif REDUCE == "min":
-            values = tl.where(live[:, None], values, EMPTY)
-            acc = tl.minimum(acc, values, propagate_nan=tl.PropagateNan.ALL)
-        else:
-            acc += values
-    if REDUCE == "max" or REDUCE == "min":
-        # The reduction over lanes ignores NaN, torch's does not.
-        invalid = tl.max((acc != acc).to(tl.int32), axis=0, keep_dims=True)
-        acc = tl.where(acc == acc, acc, EMPTY)
-        if REDUCE == "max":
-            y = tl.max(acc, axis=0, keep_dims=True)
-        else:
-            y = tl.min(acc, axis=0, keep_dims=True)
-        y = tl.where(invalid > 0, float("nan"), y)
-        y = tl.where(end > start, y, 0.0)
-    else:
-        y = tl.sum(acc, axis=0, keep_dims=True)  # [1, BLOCK_C]
-    if REDUCE == "mean":
-        y = tl.math.div_rn(y, tl.maximum(end - start, 1).to(tl.float32))
+        acc = reduce_edges(acc, values, live, REDUCE)
+    y = end_reduction(acc, end - start, REDUCE)  # [1, BLOCK_C]
     if row_scale_ptr is not None:
         y *= tl.load(row_scale_ptr + row)
     rows = row + tl.zeros((1,), dtype=tl.int64)
@@ -199,18 +174,6 @@ def _quantized_aggregate(
     )
 
 
-def _blocks(edges: int, rows: int, channels: int) -> dict[str, int]:
-    """Tile of a program: as many edges at a time as an average row has, within registers."""
-    block_c = min(128, max(4, triton.next_power_of_2(channels)))
-    lanes = triton.next_power_of_2(max(4, edges // max(rows, 1)))
-    block_e = min(lanes, 64, 2048 // block_c)
-    return {
-        "BLOCK_E": block_e,
-        "BLOCK_C": block_c,
-        "num_warps": 1 if block_e * block_c <= 1024 else 2,
-    }
-
-
 def reject_aggregate(
     x: Tensor,
     rowptr: Tensor,
@@ -252,7 +215,7 @@ def aggregate(
     channels = shape.numel()
     heads = weight.shape[1] if weight is not None and weight.dim() == 2 else 1
     out = torch.empty((rows, *shape), dtype=torch.float32, device=x.device)
-    blocks = _blocks(src.shape[0], rows, channels)
+    blocks = tile(src.shape[0], rows, channels)
     _aggregate[(rows, triton.cdiv(channels, blocks["BLOCK_C"]))](
         x,
         rowptr,
@@ -327,7 +290,7 @@ def quantized_aggregate(
 ) -> Tensor:
     rows = rowptr.shape[0] - 1
     out = empty_result(x, rows, channels, out_scale, out_bits)
-    blocks = _blocks(src.shape[0], rows, channels)
+    blocks = tile(src.shape[0], rows, channels)
     _quantized_aggregate[(rows, triton.cdiv(channels, blocks["BLOCK_C"]))](
         x,
         scale,

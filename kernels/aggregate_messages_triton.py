@@ -1,0 +1,293 @@
+"""Triton code of `gnnfx.kernels.aggregate_messages`: a program a destination and block of channels.
+
+Messages are made in registers, BLOCK_E edges at a time, and reduced there.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gnnfx.kernels.aggregate_messages import MESSAGE_ACTIVATIONS
+from gnnfx.kernels.codes_triton import (
+    EXACT,
+    add_bias,
+    empty_result,
+    load_codes,
+    load_row_bounds,
+    load_rows,
+    reject_strided,
+    store_rows,
+)
+from gnnfx.kernels.epilogue import ACTIVATIONS
+from gnnfx.kernels.reduce_triton import end_reduction, reduce_edges, start_reduction, tile
+
+
+@triton.jit
+def activate_messages(x, slope, ACTIVATION: tl.constexpr):
+    """ACTIVATION is the place of the activation in MESSAGE_ACTIVATIONS; NaN stays NaN."""
+    if ACTIVATION == 1:
+        x = tl.where(x < 0.0, 0.0, x)
+    elif ACTIVATION == 2:
+        x = tl.where(x < 0.0, x * slope, x)
+    elif ACTIVATION == 3:
+        x = tl.math.div_rn(x, 1.0 + tl.exp(-x))
+    elif ACTIVATION == 4:
+        x = tl.math.div_rn(tl.full(x.shape, 1.0, tl.float32), 1.0 + tl.exp(-x))
+    return x
+
+
+@triton.jit
+def _load_edges(
+    edge_ptr, weight_ptr, bias_ptr, places, live, first, channels, features, COLS: tl.constexpr
+):
+    """Features (f32 [E, COLS]) of edges, after a linear layer if there is a weight [D, C]."""
+    if weight_ptr is None:
+        own = load_rows(edge_ptr, places, live, first, channels, COLS)
+    else:
+        cols = first + tl.arange(0, COLS)
+        inside = cols < channels
+        own = tl.zeros((places.shape[0], COLS), dtype=tl.float32)
+        for feature in range(0, features):
+            values = tl.load(edge_ptr + places * features + feature, mask=live, other=0.0)
+            weights = tl.load(weight_ptr + feature * channels + cols, mask=inside, other=0.0)
+            own += values[:, None] * weights[None, :]
+        if bias_ptr is not None:
+            own += tl.load(bias_ptr + cols, mask=inside, other=0.0)[None, :]
+    return own
+
+
+@triton.jit
+def _aggregate_messages(
+    x_ptr,
+    scale_ptr,
+    zero_point_ptr,
+    rowptr_ptr,
+    src_ptr,
+    perm_ptr,
+    x_dst_ptr,
+    edge_ptr,
+    edge_weight_ptr,
+    edge_bias_ptr,
+    bias_ptr,
+    residual_ptr,
+    out_scale_ptr,
+    out_zero_point_ptr,
+    out_ptr,
+    channels,
+    x_width,
+    out_width,
+    features,
+    slope,
+    BITS: tl.constexpr,
+    OUT_BITS: tl.constexpr,
+    MESSAGE_ACTIVATION: tl.constexpr,
+    REDUCE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """y [N, C] from x [S, C], floats or codes; edges are f32 [E, features] in the user's order."""
+    row = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * BLOCK_C
+    start, end = load_row_bounds(rowptr_ptr, row)
+    rows = row + tl.zeros((1,), dtype=tl.int64)
+    row_mask = rows >= 0
+    acc = start_reduction(REDUCE, BLOCK_E, BLOCK_C)
+    for edge in range(start, end, BLOCK_E):
+        edges = edge + tl.arange(0, BLOCK_E)
+        live = edges < end
+        sources = tl.load(src_ptr + edges, mask=live, other=0).to(tl.int64)
+        if scale_ptr is None:
+            values = load_rows(x_ptr, sources, live, first, channels, BLOCK_C)
+        else:
+            codes = load_codes(x_ptr, sources, live, first, x_width, BITS, BLOCK_C).to(tl.int32)
+            values = tl.load(scale_ptr) * (codes - tl.load(zero_point_ptr)).to(tl.float32)
+        if x_dst_ptr is not None:
+            values += load_rows(x_dst_ptr, rows, row_mask, first, channels, BLOCK_C)
+        if edge_ptr is not None:
+            places = tl.load(perm_ptr + edges, mask=live, other=0).to(tl.int64)
+            values += _load_edges(
+                edge_ptr,
+                edge_weight_ptr,
+                edge_bias_ptr,
+                places,
+                live,
+                first,
+                channels,
+                features,
+                BLOCK_C,
+            )
+        values = activate_messages(values, slope, MESSAGE_ACTIVATION)
+        acc = reduce_edges(acc, values, live, REDUCE)
+    y = end_reduction(acc, end - start, REDUCE)
+    y = add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, channels, ACTIVATION)
+    store_rows(
+        out_ptr,
+        y,
+        rows,
+        row_mask,
+        first,
+        channels,
+        out_width,
+        out_scale_ptr,
+        out_zero_point_ptr,
+        OUT_BITS,
+    )
+
+
+def reject_aggregate_messages(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> str | None:
+    return reject_strided(
+        x=x,
+        rowptr=rowptr,
+        src=src,
+        perm=perm,
+        x_dst=x_dst,
+        edge=edge,
+        edge_bias=edge_bias,
+        bias=bias,
+        residual=residual,
+    )
+
+
+def aggregate_messages(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    return _run(
+        (x, None, None, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias, bias, residual),
+        x.shape[1],
+        (message_activation, slope, reduce, activation),
+        (None, None, 8, 8),
+    )
+
+
+def reject_quantized_aggregate_messages(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    channels: int,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    bits: int = 8,
+    out_bits: int = 8,
+) -> str | None:
+    return reject_aggregate_messages(
+        x, rowptr, src, perm, x_dst, edge, None, edge_bias, bias=bias, residual=residual
+    )
+
+
+def quantized_aggregate_messages(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    channels: int,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    message_activation: str = "none",
+    slope: float = 0.0,
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    bits: int = 8,
+    out_bits: int = 8,
+) -> Tensor:
+    inputs = (x, scale, zero_point, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias)
+    return _run(
+        (*inputs, bias, residual),
+        channels,
+        (message_activation, slope, reduce, activation),
+        (out_scale, out_zero_point, bits, out_bits),
+    )
+
+
+def _run(
+    inputs: tuple[Tensor | None, ...],
+    channels: int,
+    options: tuple[str, float, str, str],
+    result: tuple[Tensor | None, Tensor | None, int, int],
+) -> Tensor:
+    """Launch on inputs in the order of the kernel's first arguments."""
+    x, _, _, rowptr, src, _, _, edge, edge_weight, *_ = inputs
+    assert x is not None
+    assert rowptr is not None
+    assert src is not None
+    message_activation, slope, reduce, activation = options
+    out_scale, out_zero_point, bits, out_bits = result
+    rows = rowptr.shape[0] - 1
+    out = empty_result(x, rows, channels, out_scale, out_bits)
+    blocks = tile(src.shape[0], rows, channels)
+    # Neighbouring lanes hold neighbouring channels.
+    weight = None if edge_weight is None else edge_weight.t().contiguous()
+    _aggregate_messages[(rows, triton.cdiv(channels, blocks["BLOCK_C"]))](
+        *inputs[:8],
+        weight,
+        *inputs[9:],
+        out_scale,
+        out_zero_point,
+        out,
+        channels,
+        x.shape[1],
+        out.shape[1],
+        1 if edge is None else edge.shape[1],
+        slope,
+        BITS=bits,
+        OUT_BITS=out_bits,
+        MESSAGE_ACTIVATION=MESSAGE_ACTIVATIONS.index(message_activation),
+        REDUCE=reduce,
+        ACTIVATION=ACTIVATIONS.index(activation),
+        **blocks,
+        **EXACT,
+    )
+    return out
