@@ -23,7 +23,7 @@ from gnnfx.kernels.csr import (
     sample_graphs,
     sample_large_graph,
 )
-from gnnfx.kernels.launch import numba_impl
+from gnnfx.kernels.launch import numba_impl, triton_impl
 
 
 def transposed_reference(
@@ -148,7 +148,10 @@ AGGREGATE_TRANSPOSED = register(
         transposed_fake,
         transposed_cost,
         transposed_samples,
-        impls=(numba_impl("gnnfx.kernels.aggregate_gradient_numba", "aggregate_transposed"),),
+        impls=(
+            numba_impl("gnnfx.kernels.aggregate_gradient_numba", "aggregate_transposed"),
+            triton_impl("gnnfx.kernels.aggregate_gradient_triton", "aggregate_transposed"),
+        ),
     )
 )
 EDGE_PRODUCTS = register(
@@ -158,6 +161,9 @@ EDGE_PRODUCTS = register(
         products_fake,
         products_cost,
         products_samples,
-        impls=(numba_impl("gnnfx.kernels.aggregate_gradient_numba", "edge_products"),),
+        impls=(
+            numba_impl("gnnfx.kernels.aggregate_gradient_numba", "edge_products"),
+            triton_impl("gnnfx.kernels.aggregate_gradient_triton", "edge_products"),
+        ),
     )
 )
