@@ -23,7 +23,6 @@ from torch import Tensor
 # Below this many operations, waking other threads costs more than they save.
 _SMALL = 50_000
 _PIECE = 100_000
-_OPENMP = ("libgomp", "libomp", "libiomp")  # each exports GOMP_parallel
 
 Kernel = Callable[[Any], None]
 
@@ -59,18 +58,17 @@ def _block_type(length: int) -> Any:
 
 @functools.cache
 def _openmp_parallel() -> Any:
-    """GOMP_parallel of the OpenMP library in this process, or None."""
-    try:
-        mapped = Path("/proc/self/maps").read_text().split()
-    except OSError:
-        return None
-    for path in dict.fromkeys(word for word in mapped if word.startswith("/")):
-        if Path(path).name.startswith(_OPENMP):
-            function = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
-            if function is not None:
-                function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-                function.restype = None
-                return function
+    """GOMP_parallel of the OpenMP library that torch runs on, or None.
+
+    Others may be there: scikit-learn brings its own.  Asked of torch's library, the loader looks
+    through what that one depends on.
+    """
+    for path in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
+        function = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
+        if function is not None:
+            function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            function.restype = None
+            return function
     return None
 
 

@@ -1,8 +1,11 @@
-"""One module called from several Python threads at once: every call gets its own graph's answer."""
+"""Threads: those of the caller, each with its own graph's answer, and those that kernels run on."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,3 +53,32 @@ def test_threads_with_codes_and_floats() -> None:
         for _ in range(ROUNDS):
             for n, got in enumerate(pool.map(call, range(THREADS))):
                 assert torch.equal(got, expected[n]), f"graph {n}"
+
+
+COUNT_THREADS = """
+import os
+import torch
+import gnnfx
+import sklearn.neighbors
+
+torch.set_num_threads(4)
+
+rowptr = torch.arange(0, 200_001, 10, dtype=torch.int32)
+src = torch.arange(200_000, dtype=torch.int32) % 20_000
+x = torch.randn(20_000, 64)
+(torch.randn(2000, 2000) @ torch.randn(2000, 2000)).exp()
+before = len(os.listdir("/proc/self/task"))
+torch.ops.gnnfx.aggregate(x, rowptr, src)
+print(before, len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux does")
+def test_kernels_run_on_the_threads_of_torch() -> None:
+    """Not on those of another OpenMP library in the process, such as scikit-learn's."""
+    pytest.importorskip("sklearn")
+    command = [sys.executable, "-c", COUNT_THREADS]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    before, after = map(int, run.stdout.split())
+    assert before >= 4
+    assert after == before
