@@ -39,13 +39,17 @@ def cost(x: Tensor, weight_t: Tensor, bias: Tensor | None = None) -> Cost:
     return Cost(2 * outputs * x.shape[1], num_bytes(x, weight_t, bias) + 4 * outputs)
 
 
+# Widths that are blocks, have a rest, or are too small for one; more values than fit one list.
+_SHAPES = [(40, 100, 16), (33, 64, 7), (1, 5, 4), (0, 8, 4), (50, 1433, 64), (3, 12000, 5)]
+
+
 def samples(device: str = "cpu") -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     generator = torch.Generator().manual_seed(8)
-    for rows, inputs, outputs in [(40, 100, 16), (33, 64, 7), (1, 5, 4), (0, 8, 4), (50, 1433, 64)]:
+    for rows, inputs, outputs in _SHAPES:
         dense = torch.randn(rows, inputs, generator=generator)
         weight_t = torch.randn(inputs, outputs, generator=generator).to(device)
         bias = torch.randn(outputs, generator=generator).to(device)
-        for density in (0.02, 1.0):
+        for density in (0.02, 0.1, 1.0):
             kept = torch.rand(rows, inputs, generator=generator) < density
             x = (dense * kept).to(device)
             yield x, weight_t, None
