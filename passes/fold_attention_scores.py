@@ -1,4 +1,4 @@
-"""Compute GAT's attention scores from the layer's input instead of its output.
+"""Compute GAT's attention scores as a linear layer, of what is narrower: its input or its output.
 
     h: f32[N, 32] = aten.linear.default(x, w)
     v: f32[N, 4, 8] = aten.view.default(h, [-1, 4, 8])
@@ -7,10 +7,14 @@
   becomes
     a: f32[N, 4] = aten.linear.default(x, w')         w'[h] = sum over c of att[h, c] * w[h, c]
 
-since a = att . (W x) = (att . W) x: as many numbers are read, but [N, H, C] is not written.
+since a = att . (W x) = (att . W) x, so [N, H, C] is not written.  Where x is wider than h,
+
+    a: f32[N, 4] = aten.linear.default(h, w'')        w''[h] = att[h] in the channels of head h
 """
 
 from __future__ import annotations
+
+import torch
 
 from gnnfx.ir.patterns import is_param, tensor_of
 from gnnfx.ir.program import Instr, Program
@@ -56,6 +60,10 @@ def _scores(rewriter: Rewriter, score: Instr, linear: Instr, attention: Instr) -
     program = rewriter.program
     att = program.tensor(attention).double()
     heads, width = att.shape[-2:]
+    if heads * width < program.tensor(linear.args["weight"]).shape[1]:
+        spread = torch.block_diag(*att.view(heads, 1, width)).float()
+        param = rewriter.param(score, f"{attention.param}.spread", spread)
+        return rewriter.insert(score, "aten.linear.default", linear, param)
     weight = program.tensor(linear.args["weight"]).double().view(heads, width, -1)
     folded = (weight * att.view(heads, width, 1)).sum(1).float()
     args = [linear.arg, rewriter.param(score, f"{attention.param}.folded", folded)]
