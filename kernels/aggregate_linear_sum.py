@@ -1,9 +1,10 @@
 """Sum of aggregations, each with a linear layer of its own: GraphSAGE and RGCN in floats.
 
-y = act(sum over t of reduce_t(x_t) @ W_t.T + bias + residual), where reduce_t sums or averages
-rows of x_t over the edges of relation t.  Most nodes of a sampled graph have no edges into them,
-and a node seldom has edges of every relation: each term multiplies the rows of nodes that have
-some, before or after they are reduced, whichever takes less for the graph at hand.
+y = act(sum over t of reduce_t(x_t) @ W_t.T + own @ V.T + bias + residual), where reduce_t sums or
+averages rows of x_t over the edges of relation t, and own has a row of each node itself.  Most
+nodes of a sampled graph have no edges into them, and a node seldom has edges of every relation:
+each term multiplies the rows of nodes that have some, before or after they are reduced, whichever
+takes less for the graph at hand.
 """
 
 from __future__ import annotations
@@ -17,14 +18,9 @@ from torch import Tensor
 from gnnfx.ir.op import Cost, Impl, OpDef, accept, register
 from gnnfx.kernels.aggregate import AGGREGATE, aggregate_fake, aggregate_reference
 from gnnfx.kernels.csr import arguments, num_bytes, sample_graphs, sample_large_graph
-from gnnfx.kernels.epilogue import activate, activate_in_place, check_epilogue
+from gnnfx.kernels.epilogue import activate, check_epilogue
 from gnnfx.kernels.float_linear import LINEAR
-from gnnfx.kernels.memory import empty
-
-# From this share of rows on, leaving out the others costs more than multiplying them.
-_MANY = 0.7
-# A value read in the order of an index takes about as long as so many multiply-adds.
-_MULTIPLICATIONS_A_READ = 10
+from gnnfx.kernels.launch import lazy_impl
 
 
 def reference(
@@ -36,13 +32,17 @@ def reference(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
+    own: Tensor | None = None,
+    own_weight: Tensor | None = None,
 ) -> Tensor:
     """float32 `x[t]` [S_t, K_t], `weight[t]` [O, K_t], `bias` [O], `residual` [N, O]: [N, O].
 
-    `reduce` is sum or mean.
+    `reduce` is sum or mean; `own` [N, L] and `own_weight` [O, L] come together or not at all.
     """
     terms = zip(x, rowptr, src, weight, strict=True)
     rows = [aggregate_reference(v, r, s, None, reduce) @ w.t() for v, r, s, w in terms]
+    if own is not None and own_weight is not None:
+        rows.append(own @ own_weight.t())
     total = torch.stack(rows).sum(0)
     for term in (bias, residual):
         total = total if term is None else total + term
@@ -58,6 +58,8 @@ def fake(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
+    own: Tensor | None = None,
+    own_weight: Tensor | None = None,
 ) -> Tensor:
     if not x or len({len(x), len(rowptr), len(src), len(weight)}) > 1:
         counts = [len(operand) for operand in (x, rowptr, src, weight)]
@@ -72,6 +74,11 @@ def fake(
             raise ValueError(f"x must be [S, K] and weight [{outputs}, K], got {got}")
         if aggregated.shape[0] != rows:
             raise ValueError(f"every rowptr must be of {rows} rows, got {aggregated.shape[0]}")
+    if own is not None or own_weight is not None:
+        channels = None if own is None or own.dim() != 2 else own.shape[1]
+        shapes = tuple(None if t is None else tuple(t.shape) for t in (own, own_weight))
+        if shapes != ((rows, channels), (outputs, channels)):
+            raise ValueError(f"own must be [{rows}, L] and own_weight [{outputs}, L], got {shapes}")
     check_epilogue(rows, outputs, None, bias, residual, activation)
     return x[0].new_empty((rows, outputs))
 
@@ -85,6 +92,8 @@ def cost(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
+    own: Tensor | None = None,
+    own_weight: Tensor | None = None,
 ) -> Cost:
     """Each edge reads a row; rows that have edges, at most as many as edges, are multiplied."""
     rows, outputs = rowptr[0].shape[0] - 1, weight[0].shape[0]
@@ -93,7 +102,9 @@ def cost(
         edges, channels = s.shape[0], v.shape[1]
         flops += edges * channels + 2 * min(edges, rows) * channels * w.shape[0]
         gathered += 4 * edges * channels
-    read = num_bytes(*rowptr, *src, *weight, bias, residual)
+    if own_weight is not None:
+        flops += 2 * rows * own_weight.numel()
+    read = num_bytes(*rowptr, *src, *weight, bias, residual, own, own_weight)
     return Cost(flops, gathered + read + 4 * rows * outputs, gathered)
 
 
@@ -122,48 +133,24 @@ def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
             bias=rand(outputs) if i % 2 else None,
             residual=rand(rows, outputs) if i % 3 else None,
             activation=("none", "relu", "elu")[i % 3],
+            own=rand(rows, 3) if i % 4 < 2 else None,
+            own_weight=rand(outputs, 3) if i % 4 < 2 else None,
+        )
+    rows, rowptr, src = sample_large_graph(device)
+    nodes = rowptr.shape[0] - 1
+    for i, (channels, outputs) in enumerate([(20, 32), (40, 64), (33, 64)]):
+        yield arguments(
+            reference,
+            *([rand(rows, channels)], [rowptr], [src], [rand(outputs, channels)], "mean"),
+            bias=rand(outputs),
+            residual=rand(nodes, outputs) if i == 1 else None,
+            activation="relu" if i else "none",
+            own=rand(nodes, 50),
+            own_weight=rand(outputs, 50),
         )
 
 
-def by_rows(
-    x: Sequence[Tensor],
-    rowptr: Sequence[Tensor],
-    src: Sequence[Tensor],
-    weight: Sequence[Tensor],
-    reduce: str = "sum",
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    activation: str = "none",
-) -> Tensor:
-    """The terms in turn, each on the rows that have edges of its relation if these are few."""
-    rows, outputs = rowptr[0].shape[0] - 1, weight[0].shape[0]
-    total, owned = residual, False
-    for number, (v, r, s, w) in enumerate(zip(x, rowptr, src, weight, strict=True), 1):
-        used = (r[1:] > r[:-1]).nonzero().view(-1)
-        if len(used) > _MANY * rows:
-            first = _multiplies_first(len(v) - len(used), len(s), w)
-            if number == len(x):
-                return _all_rows(v, r, s, w, reduce, bias, total, activation, first)
-            total, owned = _all_rows(v, r, s, w, reduce, None, total, "none", first), True
-            continue
-        if total is None or not owned:
-            out = empty((rows, outputs))
-            total, owned = out.zero_() if total is None else out.copy_(total), True
-        if len(s):
-            _add_rows(total, used, v, r, s, w, reduce)
-    assert total is not None
-    total = total if bias is None else total.add_(bias)
-    return activate_in_place(total, activation)
-
-
-def _multiplies_first(more_rows: int, edges: int, weight: Tensor) -> bool:
-    """Whether fewer channels to read for each edge are worth so many more rows to multiply."""
-    outputs, channels = weight.shape
-    saved = _MULTIPLICATIONS_A_READ * edges * (channels - outputs)
-    return more_rows * outputs * channels < saved
-
-
-def _all_rows(
+def all_rows(
     x: Tensor,
     rowptr: Tensor,
     src: Tensor,
@@ -183,25 +170,6 @@ def _all_rows(
     return cast(Tensor, LINEAR.run(rows, weight, bias, residual, activation))
 
 
-def _add_rows(
-    total: Tensor,
-    used: Tensor,
-    x: Tensor,
-    rowptr: Tensor,
-    src: Tensor,
-    weight: Tensor,
-    reduce: str,
-) -> None:
-    """Add one term to the rows `used` of `total`, those that have edges.
-
-    Rows without edges have no part of `src`, so the others are a smaller CSR by themselves.
-    """
-    ends = torch.cat([rowptr.index_select(0, used), rowptr[-1:]])
-    sums = total.index_select(0, used)
-    first = _multiplies_first(len(x) - len(used), len(src), weight)
-    total.index_copy_(0, used, _all_rows(x, ends, src, weight, reduce, None, sums, "none", first))
-
-
 def in_turn(
     x: Sequence[Tensor],
     rowptr: Sequence[Tensor],
@@ -211,14 +179,18 @@ def in_turn(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
+    own: Tensor | None = None,
+    own_weight: Tensor | None = None,
 ) -> Tensor:
     """The terms in turn, on all rows: which have edges would have to come from the GPU first."""
     terms = list(zip(x, rowptr, src, weight, strict=True))
+    if own is not None:
+        residual = LINEAR.run(own, own_weight, None, residual)
     for v, r, s, w in terms[:-1]:
         first = w.shape[0] < w.shape[1]
-        residual = _all_rows(v, r, s, w, reduce, None, residual, "none", first)
+        residual = all_rows(v, r, s, w, reduce, None, residual, "none", first)
     first = weight[-1].shape[0] < weight[-1].shape[1]
-    return _all_rows(*terms[-1], reduce, bias, residual, activation, first)
+    return all_rows(*terms[-1], reduce, bias, residual, activation, first)
 
 
 AGGREGATE_LINEAR_SUM = register(
@@ -228,7 +200,10 @@ AGGREGATE_LINEAR_SUM = register(
         fake,
         cost,
         samples,
-        impls=(Impl("by-rows", "cpu", by_rows, accept), Impl("in-turn", "cuda", in_turn, accept)),
+        impls=(
+            lazy_impl("by-rows", "cpu", "gnnfx.kernels.aggregate_linear_sum_cpu", "by_rows"),
+            Impl("in-turn", "cuda", in_turn, accept),
+        ),
         differentiable=True,
     )
 )

@@ -8,7 +8,8 @@
     y: f32[N, 4] = aggregate_linear_sum([x, x], [rowptr, rowptr_1], [src, src_1], [w, v], 'mean')
 
 so that nodes without edges of a relation are not multiplied with its weight, and the graph at hand
-decides whether rows are multiplied before or after they are reduced.
+decides whether rows are multiplied before or after they are reduced.  A linear layer of the nodes
+themselves, to which all is added, becomes a part of it (`own`).
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class FuseRelations(Pass):
             terms = [last]
             while (before := _term(terms[0].added)) is not None and _may_precede(before, last):
                 terms.insert(0, before)
+            own = _own(terms[0].added, instr)
+            residual, bias = (own or terms[0]).added, instr.args["bias"]
             fused = rewriter.insert(
                 instr,
                 _SUM,
@@ -48,9 +51,11 @@ class FuseRelations(Pass):
                 [t.src for t in terms],
                 [t.weight for t in terms],
                 last.reduce,
-                bias=instr.args["bias"],
-                residual=terms[0].added,
+                bias=bias if own is None or own.bias is None else own.bias,
+                residual=residual,
                 activation=instr.args["activation"],
+                own=own and own.x,
+                own_weight=own and own.weight,
                 like=instr,
             )
             rewriter.replace(instr, fused)
@@ -90,6 +95,26 @@ def _term(instr: Any) -> _Term | None:
     return _Term(
         instr, inner.args["x"], parts["rowptr"], parts["src"], weight, parts["reduce"], added
     )
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A linear layer of the nodes' own rows, and what it is added to."""
+
+    x: Instr
+    weight: Instr
+    bias: Instr | None
+    added: Instr | None
+
+
+def _own(added: Instr | None, last: Instr) -> _Own | None:
+    """The layer that the first term is added to, if that is one and nothing else reads it."""
+    if added is None or added.op != "linear" or sole_user(added) is None or _term(added):
+        return None
+    args = added.args
+    if args["activation"] != "none" or (args["bias"] is not None and last.args["bias"] is not None):
+        return None
+    return _Own(args["x"], args["weight"], args["bias"], args["residual"])
 
 
 def _may_precede(before: _Term, last: _Term) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric.nn import RGCNConv
+from torch_geometric.nn import RGCNConv, SAGEConv
 
 import gnnfx
 from gnnfx.ir.program import Program
@@ -82,6 +82,50 @@ def test_terms_that_cannot_be_added_up(old: str, new: str, ops: int) -> None:
     assert all(len(i.args["x"]) == 1 for i in sums)
     _fill(before, after)
     check_values(before, after, *_inputs())
+
+
+OWN = {"linear(a, w, None, r)": "linear(x, w, None, r)"}
+BIASED = {**OWN, "linear(x, w, None, r)": "linear(x, w, b, r)", ", bias=b": ""}
+
+
+@pytest.mark.parametrize(
+    ("edits", "own"),
+    [
+        pytest.param(OWN, True, id="plain"),
+        pytest.param(BIASED, True, id="with-bias"),
+        pytest.param({**OWN, "w, None, r)": "w, b, r)"}, False, id="two-biases"),
+        pytest.param({**OWN, "w, None, r)": "w, None, r, 'relu')"}, False, id="activation"),
+        pytest.param({**OWN, "return (y,)": "return (y, l)"}, False, id="read-elsewhere"),
+    ],
+)
+def test_a_layer_of_the_nodes_themselves_belongs_to_the_sum(
+    edits: dict[str, str], own: bool
+) -> None:
+    text = SUM
+    for old, new in edits.items():
+        assert old in text
+        text = text.replace(old, new)
+    before, after, _ = rewrite(FuseRelations(), text)
+    fused = next(iter(after.find("aggregate_linear_sum"))).args
+    assert (fused["own_weight"] is not None) is own
+    assert fused["residual"].name == ("r" if own else "l")
+    assert fused["bias"].name == "b" or not own
+    _fill(before, after)
+    check_values(before, after, *_inputs())
+    assert dump(parse(dump(after))) == dump(after)
+
+
+@pytest.mark.parametrize("outputs", [32, 64, 40])
+@pytest.mark.parametrize("edges", [40, 3000])
+def test_sage_layers_on_few_and_many_edges(outputs: int, edges: int) -> None:
+    torch.manual_seed(0)
+    model = SAGEConv(48, outputs).eval()
+    x, edge_index = torch.randn(400, 48), torch.randint(400, (2, edges))
+    optimized = gnnfx.optimize(model, "fp32", (x, edge_index))
+    assert "own_weight=" in optimized.ir()
+    with torch.no_grad():
+        want = model(x, edge_index)
+    torch.testing.assert_close(optimized(x, edge_index), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("aggr", ["mean", "sum"])

@@ -1,0 +1,107 @@
+"""CPU code of `aggregate_linear_sum`: the rows that have edges, or all of them in one sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gnnfx.ir.op import accept
+from gnnfx.kernels.aggregate import AGGREGATE
+from gnnfx.kernels.aggregate_linear_sum import all_rows
+from gnnfx.kernels.epilogue import activate_in_place
+from gnnfx.kernels.float_linear import LINEAR
+from gnnfx.kernels.float_linear_numba import linear_sum, reject_linear_sum
+from gnnfx.kernels.memory import empty
+
+# From this share of rows on, leaving out the others costs more than multiplying them.
+_MANY = 0.7
+# A value read in the order of an index takes about as long as so many multiply-adds.
+_MULTIPLICATIONS_A_READ = 10
+
+reject_by_rows = accept
+
+
+def by_rows(
+    x: Sequence[Tensor],
+    rowptr: Sequence[Tensor],
+    src: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    reduce: str = "sum",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    own: Tensor | None = None,
+    own_weight: Tensor | None = None,
+) -> Tensor:
+    """The terms in turn, each on the rows that have edges of its relation if these are few."""
+    rows, outputs = rowptr[0].shape[0] - 1, weight[0].shape[0]
+    total, owned = residual, False
+    if own is not None and own_weight is not None:
+        one = len(x) == 1 and own.is_contiguous()
+        if one and _fits_one_sweep(x[0], rowptr[0], src[0], weight[0], own_weight, residual):
+            summed = AGGREGATE.run(x[0], rowptr[0], src[0], None, reduce)
+            layers = [(own, own_weight), (summed, weight[0])]
+            return linear_sum(layers, bias, residual, activation)
+        total, owned = LINEAR.run(own, own_weight, None, residual), True
+    for number, (v, r, s, w) in enumerate(zip(x, rowptr, src, weight, strict=True), 1):
+        used = (r[1:] > r[:-1]).nonzero().view(-1)
+        if len(used) > _MANY * rows:
+            first = _multiplies_first(len(v) - len(used), len(s), w)
+            if number == len(x):
+                return all_rows(v, r, s, w, reduce, bias, total, activation, first)
+            total, owned = all_rows(v, r, s, w, reduce, None, total, "none", first), True
+            continue
+        if total is None or not owned:
+            out = empty((rows, outputs))
+            total, owned = out.zero_() if total is None else out.copy_(total), True
+        if len(s):
+            _add_rows(total, used, v, r, s, w, reduce)
+    assert total is not None
+    total = total if bias is None else total.add_(bias)
+    return activate_in_place(total, activation)
+
+
+def _fits_one_sweep(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    weight: Tensor,
+    own_weight: Tensor,
+    residual: Tensor | None,
+) -> bool:
+    """Whether rows are reduced before they are multiplied, all of them, and a kernel adds up."""
+    rows = rowptr.shape[0] - 1
+    used = int((rowptr[1:] > rowptr[:-1]).sum())
+    if used <= _MANY * rows or _multiplies_first(len(x) - used, len(src), weight):
+        return False
+    if residual is not None and not residual.is_contiguous():
+        return False
+    return reject_linear_sum(rows, [own_weight, weight]) is None
+
+
+def _multiplies_first(more_rows: int, edges: int, weight: Tensor) -> bool:
+    """Whether fewer channels to read for each edge are worth so many more rows to multiply."""
+    outputs, channels = weight.shape
+    saved = _MULTIPLICATIONS_A_READ * edges * (channels - outputs)
+    return more_rows * outputs * channels < saved
+
+
+def _add_rows(
+    total: Tensor,
+    used: Tensor,
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    weight: Tensor,
+    reduce: str,
+) -> None:
+    """Add one term to the rows `used` of `total`, those that have edges.
+
+    Rows without edges have no part of `src`, so the others are a smaller CSR by themselves.
+    """
+    ends = torch.cat([rowptr.index_select(0, used), rowptr[-1:]])
+    sums = total.index_select(0, used)
+    first = _multiplies_first(len(x) - len(used), len(src), weight)
+    total.index_copy_(0, used, all_rows(x, ends, src, weight, reduce, None, sums, "none", first))
