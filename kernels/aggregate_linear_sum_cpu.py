@@ -73,12 +73,11 @@ def _fits_one_sweep(
 ) -> bool:
     """Whether rows are reduced before they are multiplied, all of them, and a kernel adds up."""
     rows = rowptr.shape[0] - 1
+    plain = residual is None or residual.is_contiguous()
+    if not plain or reject_linear_sum(rows, [own_weight, weight]) is not None:
+        return False
     used = int((rowptr[1:] > rowptr[:-1]).sum())
-    if used <= _MANY * rows or _multiplies_first(len(x) - used, len(src), weight):
-        return False
-    if residual is not None and not residual.is_contiguous():
-        return False
-    return reject_linear_sum(rows, [own_weight, weight]) is None
+    return used > _MANY * rows and not _multiplies_first(len(x) - used, len(src), weight)
 
 
 def _multiplies_first(more_rows: int, edges: int, weight: Tensor) -> bool:

@@ -31,12 +31,22 @@ _CHUNK = tl.constexpr(16384)
 
 
 @triton.jit
-def _put(places, y, mask, out_scale_ptr, out_zero_point_ptr, OUT_BITS: tl.constexpr):
-    """Store a reduction (f32 [1, C]): as codes, one a byte, if there is a scale."""
-    if out_scale_ptr is not None:
-        scale, zero_point = tl.load(out_scale_ptr), tl.load(out_zero_point_ptr)
-        y = to_codes(y, scale, zero_point, OUT_BITS).to(tl.int8)
-    tl.store(places, y, mask=mask)
+def _put(
+    places,
+    y,
+    mask,
+    channels,
+    out_scale_ptr,
+    out_zero_point_ptr,
+    PLACE: tl.constexpr,
+    OUT_BITS: tl.constexpr,
+):
+    """Store a reduction (f32 [1, C]) if it is wanted: as codes, one a byte, if there is a scale."""
+    if PLACE >= 0:
+        if out_scale_ptr is not None:
+            scale, zero_point = tl.load(out_scale_ptr), tl.load(out_zero_point_ptr)
+            y = to_codes(y, scale, zero_point, OUT_BITS).to(tl.int8)
+        tl.store(places + PLACE * channels, y, mask=mask)
 
 
 @triton.jit
@@ -76,26 +86,14 @@ def _store_all(
         mean += own
         least += own
         most += own
-    if SUM >= 0:
-        at = places + SUM * channels
-        _put(at, total, mask, out_scale_ptr, out_zero_point_ptr, OUT_BITS)
-    if MEAN >= 0:
-        at = places + MEAN * channels
-        _put(at, mean, mask, out_scale_ptr, out_zero_point_ptr, OUT_BITS)
-    if MIN >= 0:
-        at = places + MIN * channels
-        _put(at, least, mask, out_scale_ptr, out_zero_point_ptr, OUT_BITS)
-    if MAX >= 0:
-        at = places + MAX * channels
-        _put(at, most, mask, out_scale_ptr, out_zero_point_ptr, OUT_BITS)
-    if VAR >= 0:
-        at = places + VAR * channels
-        _put(at, var, mask, out_scale_ptr, out_zero_point_ptr, OUT_BITS)
-    if STD >= 0:
-        std = tl.sqrt_rn(tl.where(var < _LEAST_VARIANCE, _LEAST_VARIANCE, var))
-        std = tl.where(std <= _LEAST_STD, 0.0, std)
-        at = places + STD * channels
-        _put(at, std, mask, out_scale_ptr, out_zero_point_ptr, OUT_BITS)
+    std = tl.sqrt_rn(tl.where(var < _LEAST_VARIANCE, _LEAST_VARIANCE, var))
+    std = tl.where(std <= _LEAST_STD, 0.0, std)
+    _put(places, total, mask, channels, out_scale_ptr, out_zero_point_ptr, SUM, OUT_BITS)
+    _put(places, mean, mask, channels, out_scale_ptr, out_zero_point_ptr, MEAN, OUT_BITS)
+    _put(places, least, mask, channels, out_scale_ptr, out_zero_point_ptr, MIN, OUT_BITS)
+    _put(places, most, mask, channels, out_scale_ptr, out_zero_point_ptr, MAX, OUT_BITS)
+    _put(places, var, mask, channels, out_scale_ptr, out_zero_point_ptr, VAR, OUT_BITS)
+    _put(places, std, mask, channels, out_scale_ptr, out_zero_point_ptr, STD, OUT_BITS)
 
 
 @triton.jit

@@ -184,11 +184,9 @@ def aggregate_messages(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    return _run(
-        (x, None, None, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias, bias, residual),
-        x.shape[1],
-        (message_activation, slope, reduce, activation),
-        (None, None, 8, 8),
+    return quantized_aggregate_messages(
+        *(x, None, None, x.shape[1], rowptr, src, perm, x_dst, edge, edge_weight, edge_bias),
+        *(message_activation, slope, reduce, bias, residual, activation),
     )
 
 
@@ -222,8 +220,8 @@ def reject_quantized_aggregate_messages(
 
 def quantized_aggregate_messages(
     x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
     channels: int,
     rowptr: Tensor,
     src: Tensor,
@@ -243,37 +241,24 @@ def quantized_aggregate_messages(
     bits: int = 8,
     out_bits: int = 8,
 ) -> Tensor:
-    inputs = (x, scale, zero_point, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias)
-    return _run(
-        (*inputs, bias, residual),
-        channels,
-        (message_activation, slope, reduce, activation),
-        (out_scale, out_zero_point, bits, out_bits),
-    )
-
-
-def _run(
-    inputs: tuple[Tensor | None, ...],
-    channels: int,
-    options: tuple[str, float, str, str],
-    result: tuple[Tensor | None, Tensor | None, int, int],
-) -> Tensor:
-    """Launch on inputs in the order of the kernel's first arguments."""
-    x, _, _, rowptr, src, _, _, edge, edge_weight, *_ = inputs
-    assert x is not None
-    assert rowptr is not None
-    assert src is not None
-    message_activation, slope, reduce, activation = options
-    out_scale, out_zero_point, bits, out_bits = result
+    """Without a scale, x holds floats."""
     rows = rowptr.shape[0] - 1
     out = empty_result(x, rows, channels, out_scale, out_bits)
     blocks = tile(src.shape[0], rows, channels)
-    # Neighbouring lanes hold neighbouring channels.
-    weight = None if edge_weight is None else edge_weight.t().contiguous()
     _aggregate_messages[(rows, triton.cdiv(channels, blocks["BLOCK_C"]))](
-        *inputs[:8],
-        weight,
-        *inputs[9:],
+        x,
+        scale,
+        zero_point,
+        rowptr,
+        src,
+        perm,
+        x_dst,
+        edge,
+        # Neighbouring lanes hold neighbouring channels.
+        None if edge_weight is None else edge_weight.t().contiguous(),
+        edge_bias,
+        bias,
+        residual,
         out_scale,
         out_zero_point,
         out,

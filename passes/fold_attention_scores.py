@@ -58,14 +58,14 @@ def _match(score: Instr) -> tuple[Instr, Instr] | None:
 
 def _scores(rewriter: Rewriter, score: Instr, linear: Instr, attention: Instr) -> Instr:
     program = rewriter.program
-    att = program.tensor(attention).double()
+    att, weight = program.tensor(attention).double(), program.tensor(linear.args["weight"])
     heads, width = att.shape[-2:]
-    if heads * width < program.tensor(linear.args["weight"]).shape[1]:
+    if heads * width < weight.shape[1]:
         spread = torch.block_diag(*att.view(heads, 1, width)).float()
         param = rewriter.param(score, f"{attention.param}.spread", spread)
         return rewriter.insert(score, "aten.linear.default", linear, param)
-    weight = program.tensor(linear.args["weight"]).double().view(heads, width, -1)
-    folded = (weight * att.view(heads, width, 1)).sum(1).float()
+    by_head = weight.double().view(heads, width, -1)
+    folded = (by_head * att.view(heads, width, 1)).sum(1).float()
     args = [linear.arg, rewriter.param(score, f"{attention.param}.folded", folded)]
     if (bias := tensor_of(program, linear.args["bias"])) is not None:
         shift = (bias.double().view(heads, width) * att.view(heads, width)).sum(1).float()

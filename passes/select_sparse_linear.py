@@ -39,10 +39,8 @@ def _fits(linear: Instr, density: float) -> bool:
     if not is_param(weight) or len(linear.shape) != 2:
         return False
     outputs, inputs = weight.shape
-    assert isinstance(outputs, int)
-    assert isinstance(inputs, int)
     most = min(_MOST_NONZERO, outputs / _OUTPUTS_A_VALUE)
-    return inputs >= _LEAST_INPUTS and density <= most
+    return bool(inputs >= _LEAST_INPUTS and density <= most)
 
 
 def _sparse(rewriter: Rewriter, linear: Instr) -> Instr:
