@@ -129,7 +129,9 @@ def prune(
     schedule = Prune(ratio, how, schedule="cubic", end=end, every=max(1, end // 20))
     policy = Policy(prune=schedule, quantize=quantize)
     example, training = trained.example, trained.training
-    found = gnnfx.compress(trained.module, policy, trained.data, example_inputs=example, **training)
+    found = gnnfx.compress(
+        trained.module, policy, trained.data, example_inputs=example, timed=latency, **training
+    )
     last = found.report.stages[-1]
     assert last.test is not None
     assert last.weight_bytes is not None
@@ -147,7 +149,7 @@ def prune(
         nonzero=last.nonzero,
         weight_bytes=last.weight_bytes,
         flops=last.flops,
-        latency_ms=last.latency_ms if latency else None,
+        latency_ms=last.latency_ms,
     )
 
 

@@ -24,7 +24,7 @@ from gnnfx.errors import (
     UnstableError,
 )
 from gnnfx.fallback import Limit, fall_back
-from gnnfx.frontend.signature import as_call, flatten, input_name
+from gnnfx.frontend.signature import as_call, flatten
 from gnnfx.frontend.trace import Traced, frozen_copy, named_tensors
 from gnnfx.heap import compilation
 from gnnfx.ir.program import Program
@@ -37,8 +37,6 @@ from gnnfx.report import Report
 from gnnfx.rounding import compare
 from gnnfx.tune import keep_fastest
 from gnnfx.verify_outputs import verify_outputs
-
-_ROWS_LOOKED_AT = 1000
 
 
 @compilation()
@@ -200,7 +198,7 @@ def capture(
     ctx.remarks += said_of(model)
     if args is not None or example_kwargs is not None:
         leaves = flatten(traced.example)
-        ctx.densities = _densities(leaves)
+        ctx.densities = traced.densities
         ctx.example = tuple(leaves[name] for name in traced.leaves)
     named = model.named_parameters(remove_duplicate=False)
     ctx.gradients = {name: p.grad for name, p in named if p.grad is not None}
@@ -246,15 +244,6 @@ def _run_last_passes(
     if ctx.policy.quantize is None:
         verify_outputs(model, traced, program, ctx.masks)
     return program
-
-
-def _densities(leaves: dict[str, Any]) -> dict[str, float]:
-    """Share of non-zeros in the first rows of each feature matrix of the user's example."""
-    return {
-        input_name(name): float((leaf[:_ROWS_LOOKED_AT] != 0).float().mean())
-        for name, leaf in leaves.items()
-        if isinstance(leaf, Tensor) and leaf.dim() == 2 and leaf.is_floating_point() and len(leaf)
-    }
 
 
 def as_tuple(example_inputs: Any) -> tuple[Any, ...]:

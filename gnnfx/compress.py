@@ -60,6 +60,7 @@ def compress(
     learning_rate: float = 0.01,
     weight_decay: float = 5e-4,
     seed: int = 0,
+    timed: bool = True,
     checkpoint_dir: Path | None = None,
     console: Console | None = None,
 ) -> Compressed:
@@ -78,6 +79,7 @@ def compress(
     validation, test: loaders of batches, for tasks on graphs.
     epochs, patience, learning_rate, weight_decay: of each stage that trains, as for `finetune`.
     seed: given to torch's generator at the start of each stage.
+    timed: whether the report has latencies; times taken beside other processes mean nothing.
     checkpoint_dir: keeps each stage that is done, as tensors and text.  The same call goes on
         after the last of them, and ends with the same tensors as if it had never been interrupted.
     console: where progress is shown; nowhere if None.
@@ -103,7 +105,7 @@ def compress(
     facts = (chosen, task, training, torch.__version__)
     tensors = [*model.state_dict().values(), *source.tensors()]
     checkpoints = Checkpoints(checkpoint_dir, fingerprint(facts, tensors))
-    run = _Run(model, chosen, example, source, training, checkpoints, console)
+    run = _Run(model, chosen, example, source, training, timed, checkpoints, console)
     for stage in compression_stages(chosen):
         run.do(stage)
     assert run.module is not None
@@ -172,6 +174,7 @@ class _Run:
         example: dict[str, Any],
         source: _Source,
         training: dict[str, Any],
+        timed: bool,
         checkpoints: Checkpoints,
         console: Console | None,
     ) -> None:
@@ -182,6 +185,7 @@ class _Run:
         self._example = example
         self._source = source
         self._training = training
+        self._timed = timed
         self._checkpoints = checkpoints
         self._console = console
         self._prepared = prepare(model, "fp32", example_kwargs=example)
@@ -263,6 +267,7 @@ class _Run:
             self._flops = flops(self._prepared)
         parameters = [p for p in self._prepared.parameters() if p.requires_grad]
         simulated = isinstance(runs, PreparedModule)
+        timed = self._timed and not simulated
         return Stage(
             stage,
             *self._source.metrics(runs),
@@ -270,7 +275,7 @@ class _Run:
             nonzero=sum(int(p.count_nonzero()) for p in parameters),
             weight_bytes=None if simulated else stored_bytes(_tensors(runs)),
             flops=self._flops,
-            latency_ms=None if simulated else latency_ms(lambda: runs(**self._example)),
+            latency_ms=latency_ms(lambda: runs(**self._example)) if timed else None,
         )
 
     def _runs(self, stage: str) -> nn.Module:

@@ -34,7 +34,8 @@ class Stage:
     flops: operations of one forward pass on the example, zero weights left out.
     latency_ms: median of repeated calls on one graph.
 
-    Bytes and latency are None where a stage only simulates what will run.
+    Bytes and latency are None where a stage only simulates what will run, latency also where it
+    was not asked for.
     """
 
     name: str

@@ -23,6 +23,7 @@ from gnnfx.kernels.csr import (
     sample_graphs,
     sample_large_graph,
 )
+from gnnfx.kernels.epilogue import activation_gradient
 from gnnfx.kernels.launch import numba_impl, triton_impl
 
 
@@ -81,6 +82,7 @@ def products_cost(
 
 def aggregate_gradient(
     grad: Tensor,
+    result: Tensor,
     needed: Sequence[bool],
     x: Tensor,
     rowptr: Tensor,
@@ -89,21 +91,22 @@ def aggregate_gradient(
     reduce: str = "sum",
     row_scale: Tensor | None = None,
     self_weight: Tensor | None = None,
-    *others: Tensor | str | None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
 ) -> tuple[Tensor | None, ...] | None:
-    """The gradients of a sum or mean that nothing is added to but a share of the node itself.
-
-    None for other calls: training has no use for them.
-    """
-    needed = [*needed, *(False,) * (7 - len(needed))]
-    later = any(o is not None and o != "none" for o in others)
-    if reduce not in ("sum", "mean") or needed[5] or later:
+    """The gradients of a sum or mean; None for other reductions and towards scales of rows."""
+    needed = [*needed, *(False,) * (10 - len(needed))]
+    if reduce not in ("sum", "mean") or needed[5]:
         return None
-    scaled = grad if row_scale is None else grad * row_scale[:, None]
-    if reduce == "mean":
-        scaled = scaled / degrees(rowptr).view(-1, *(1,) * (grad.dim() - 1))
-    scaled, num_rows = scaled.contiguous(), rowptr.shape[0] - 1
+    grad = activation_gradient(grad, result, activation)
     to_x = to_weight = to_self_weight = None
+    num_rows = rowptr.shape[0] - 1
+    if needed[0] or needed[3]:
+        scaled = grad if row_scale is None else grad * row_scale[:, None]
+        if reduce == "mean":
+            scaled = scaled / degrees(rowptr).view(-1, *(1,) * (grad.dim() - 1))
+        scaled = scaled.contiguous()
     if needed[0]:
         to_x = torch.ops.gnnfx.aggregate_transposed(scaled, rowptr, src, x.shape[0], weight)
         if self_weight is not None:
@@ -112,7 +115,9 @@ def aggregate_gradient(
         to_weight = torch.ops.gnnfx.edge_products(scaled, x, rowptr, src, weight.dim() == 2)
     if self_weight is not None and needed[6]:
         to_self_weight = (grad * x[:num_rows]).sum()
-    return to_x, None, None, to_weight, None, None, to_self_weight
+    to_bias = grad.sum(0) if needed[7] else None
+    to_residual = grad if needed[8] else None
+    return to_x, None, None, to_weight, None, None, to_self_weight, to_bias, to_residual, None
 
 
 def _samples(device: str) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]]:

@@ -62,6 +62,15 @@ def activate_in_place(y: Tensor, activation: str) -> Tensor:
     return functional.elu_(y) if activation == "elu" else y
 
 
+def activation_gradient(grad: Tensor, y: Tensor, activation: str) -> Tensor:
+    """The gradient towards what was activated, from that of the result `y`."""
+    if activation == "relu":
+        return torch.ops.aten.threshold_backward(grad, y, 0)
+    if activation == "elu":
+        return torch.ops.aten.elu_backward(grad, 1, 1, 1, True, y)
+    return grad
+
+
 def check_epilogue(
     num_rows: int,
     channels: int,

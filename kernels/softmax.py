@@ -38,14 +38,13 @@ def cost(logits: Tensor, rowptr: Tensor) -> Cost:
 
 
 def gradient(
-    grad: Tensor, needed: Sequence[bool], logits: Tensor, rowptr: Tensor
+    grad: Tensor, shares: Tensor, needed: Sequence[bool], logits: Tensor, rowptr: Tensor
 ) -> tuple[Tensor | None, ...]:
     """p * (g - sum of p * g over the edges of the destination), where p is the softmax."""
-    shares = torch.ops.gnnfx.segment_softmax(logits, rowptr)
     rows = row_of_edge(rowptr, logits.shape[0])
     mean = grad.new_zeros((rowptr.shape[0] - 1, *grad.shape[1:]))
     mean.index_add_(0, rows, shares * grad)
-    return shares.mul_(grad - mean.index_select(0, rows)), None
+    return (grad - mean.index_select(0, rows)).mul_(shares), None
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,14 +9,12 @@ A piece of rows that turns out to be dense stops the kernel, and the dense produ
 from __future__ import annotations
 
 import torch
-from llvmlite import ir
 from numba import njit
-from numba.core import types
-from numba.extending import intrinsic
 from torch import Tensor
 
 from gnnfx.kernels.compile_numba import compiled
 from gnnfx.kernels.memory import empty
+from gnnfx.kernels.nonzeros_numba import BLOCK, block_mask, count_bits, lowest_bit
 from gnnfx.kernels.sparse_linear import reference
 from gnnfx.kernels.threads import address, launch
 from gnnfx.kernels.vectors_numba import (
@@ -31,44 +29,10 @@ from gnnfx.kernels.vectors_numba import (
 )
 
 PIECES, ROWS, INPUTS, OUTPUTS, X, WEIGHT, BIAS, OUT, DENSE = range(1, 10)
-_BLOCK = 64
 _CAPACITY = 1024  # positions of values that are not zero, at a time
 _ROWS_A_PIECE = 64
 # Above a density of 1 / 8 a vectorized dense product is faster than picking out values.
 _LEAST_ZEROS = 8
-
-
-@intrinsic
-def nonzero_bits(typingctx, address):
-    """Which of 64 floats at an address are not zero, the first in the lowest bit."""
-
-    def codegen(context, builder, sig, args):
-        floats = ir.VectorType(ir.FloatType(), _BLOCK)
-        values = builder.load(builder.inttoptr(args[0], ir.PointerType(floats)), align=4)
-        different = builder.fcmp_unordered("!=", values, ir.Constant(floats, None))
-        return builder.bitcast(different, ir.IntType(64))
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def lowest_bit(typingctx, mask):
-    """Position of the lowest bit that is set; 64 if there is none."""
-
-    def codegen(context, builder, sig, args):
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def count_bits(typingctx, mask):
-    """How many bits are set."""
-
-    def codegen(context, builder, sig, args):
-        return builder.ctpop(args[0])
-
-    return types.int64(types.int64), codegen
 
 
 @njit(forceinline=True)
@@ -119,18 +83,10 @@ def _sparse_linear(lanes):
                         store(out + place, splat_f32(0.0, lanes))
                 count, start = 0, 0
                 while start < a[INPUTS]:
-                    left = a[INPUTS] - start
-                    if left >= _BLOCK:
-                        mask = nonzero_bits(x + 4 * start)
-                    elif a[INPUTS] >= _BLOCK:
-                        # The last block overlaps the one before, of which it has nothing to say.
-                        mask = nonzero_bits(x + 4 * (a[INPUTS] - _BLOCK)) >> (_BLOCK - left)
-                        mask &= (1 << left) - 1
-                    else:
-                        mask = (1 << left) - 1
+                    mask = block_mask(x, start, a[INPUTS])
                     count = _list_places(places, count, mask, start)
-                    start += _BLOCK
-                    if count > _CAPACITY - _BLOCK - 2:
+                    start += BLOCK
+                    if count > _CAPACITY - BLOCK - 2:
                         found += count
                         _add_products(a, x, out, places, count, lanes)
                         count = 0

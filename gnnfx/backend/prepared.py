@@ -161,7 +161,8 @@ class PreparedModule(nn.Module):
         """Generate the code of both parts for `device`."""
         quantize = self._origin.ctx.policy.quantize
         each_layer = quantize is not None and quantize.training.mask == "layer"
-        graph = training_graph(self._origin.parts.feature, self, each_layer)
+        densities = self._origin.traced.densities
+        graph = training_graph(self._origin.parts.feature, self, each_layer, densities)
         module = fx.GraphModule(self, graph, class_name="Training")
         structure = self._origin.parts.structure.module()
         if device is not None:

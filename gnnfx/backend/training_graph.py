@@ -6,6 +6,7 @@ Instructions that are the identity in the IR become what they stand for:
     observe(x, 'h', bucket=b)    _quantizers.at_h(x, bucket=b)
     linear(a, w) of codes        linear(a, _weights.at_w(w))
     dropout(x, p)                functional.dropout(x, p, <module>.training)
+    linear(x, w) of an input     linear_of_nonzeros(x, nonzeros(x), w)      if it is mostly zeros
     batch norm                   batch_norm(x, ..., <module>.training)
 
 where <module> is the model's own, so that .train() and .eval() of a part of it act on that part.
@@ -18,7 +19,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Argument
 from torch.nn import functional
 
-from gnnfx.ir.patterns import is_param
+from gnnfx.backend.sparse_input import linear_of_nonzeros, nonzeros, reads_nonzeros
+from gnnfx.ir.patterns import is_param, sole_user
 from gnnfx.ir.program import Instr, Program
 from gnnfx.passes.fold_batch_norm import BATCH_NORM, scale_and_shift
 
@@ -51,26 +53,39 @@ def quantized_weights(program: Program) -> dict[str, Instr]:
     }
 
 
-def training_graph(program: Program, owner: nn.Module, draw_for_each_layer: bool) -> fx.Graph:
-    """The graph of `program` that reads parameters, quantizers and modes from `owner`."""
-    builder = _Builder(owner, draw_for_each_layer)
+def training_graph(
+    program: Program, owner: nn.Module, draw_for_each_layer: bool, densities: dict[str, float]
+) -> fx.Graph:
+    """The graph of `program` that reads parameters, quantizers and modes from `owner`.
+
+    densities: share of values that are not zero in inputs of the example, by name.
+    """
+    builder = _Builder(owner, draw_for_each_layer, densities)
     for instr in program.instrs:
         builder.copies[instr.node] = builder.copy(instr)
     return builder.graph
 
 
 class _Builder:
-    def __init__(self, owner: nn.Module, draw_for_each_layer: bool) -> None:
+    def __init__(
+        self, owner: nn.Module, draw_for_each_layer: bool, densities: dict[str, float]
+    ) -> None:
         self.graph = fx.Graph()
         self.copies: dict[fx.Node, fx.Node] = {}
         self._owner = owner
         self._each_layer = draw_for_each_layer
+        self._densities = densities
         self._masks: dict[fx.Node, fx.Node] = {}
+        self._nonzeros: dict[fx.Node, fx.Node] = {}
 
     def copy(self, instr: Instr) -> fx.Node:
         match instr.op:
             case "observe":
                 return self._quantizer(instr)
+            case "dropout" if reads_nonzeros(sole_user(instr), self._densities):
+                return self._of(instr.arg)  # the layer that reads it drops what is not zero
+            case "aten.linear.default" if reads_nonzeros(instr, self._densities):
+                return self._linear_of_nonzeros(instr)
             case "dropout":
                 args = (self._of(instr.arg), instr.args["p"], self._training(instr.module))
                 return self.graph.call_function(functional.dropout, args)
@@ -92,6 +107,18 @@ class _Builder:
 
     def _of(self, instr: Instr) -> fx.Node:
         return self.copies[instr.node]
+
+    def _linear_of_nonzeros(self, linear: Instr) -> fx.Node:
+        x = self._of(linear.arg)
+        if x not in self._nonzeros:
+            self._nonzeros[x] = self.graph.call_function(nonzeros, (x,))
+        drop: tuple[Argument, Argument] = 0.0, False
+        if linear.arg.op == "dropout":
+            drop = linear.arg.args["p"], self._training(linear.arg.module)
+        weight, bias = linear.args["weight"], linear.args["bias"]
+        tensors = (self._of(weight), None if bias is None else self._of(bias))
+        args = (x, self._nonzeros[x], *tensors, *drop)
+        return self.graph.call_function(linear_of_nonzeros, args)
 
     def _quantizer(self, observe: Instr) -> fx.Node:
         args = [self._of(observe.arg)]

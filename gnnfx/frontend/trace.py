@@ -77,6 +77,18 @@ class Traced:
     checks: tuple[dict[str, Any], ...] = ()
     kept: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def densities(self) -> dict[str, float]:
+        """Share of non-zeros in the first rows of each feature matrix of the example, by input."""
+        return {
+            input_name(name): float((leaf[:_ROWS_LOOKED_AT] != 0).float().mean())
+            for name, leaf in flatten(self.example).items()
+            if isinstance(leaf, Tensor)
+            and leaf.dim() == 2
+            and leaf.is_floating_point()
+            and len(leaf)
+        }
+
 
 @dataclass(frozen=True)
 class _Attempt:
@@ -87,6 +99,7 @@ class _Attempt:
     ints_vary: bool
 
 
+_ROWS_LOOKED_AT = 1000
 # Above this many numbers in the example, smaller graphs must do.
 _MOST_NUMBERS_CHECKED = 200_000
 

@@ -58,7 +58,8 @@ class OpDef:
     samples: arguments that every implementation is tried on, by device.
     differentiable: whether gradients may flow through `reference`.
     gradient: its gradients in less time than by differentiating the reference, from the gradient
-        of the result, which arguments need one, and the arguments; None where it has none.
+        of the result, the result, which arguments need one, and the arguments; None where it has
+        none.  For ops with one result.
     random: whether two calls in training may differ, so that no result may stand for another.
     sized_by_values: whether the values of the arguments decide the size of a result.
     """
@@ -170,16 +171,18 @@ def _register_gradient(op: OpDef) -> None:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         leaves, ctx.spec = pytree.tree_flatten(inputs)
-        ctx.save_for_backward(*(a for a in leaves if isinstance(a, Tensor)))
+        result = () if op.gradient is None else (output,)
+        ctx.save_for_backward(*result, *(a for a in leaves if isinstance(a, Tensor)))
         ctx.others = [None if isinstance(a, Tensor) else a for a in leaves]
         ctx.is_tensor = [isinstance(a, Tensor) for a in leaves]
 
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
+        result = None if op.gradient is None else next(saved)
         leaves = [next(saved) if t else o for t, o in zip(ctx.is_tensor, ctx.others, strict=True)]
         if op.gradient is not None:
             args = pytree.tree_unflatten(leaves, ctx.spec)
-            found = op.gradient(*grads, ctx.needs_input_grad, *args)
+            found = op.gradient(*grads, result, ctx.needs_input_grad, *args)
             if found is not None:
                 given = len(ctx.needs_input_grad)
                 return (*found, *(None,) * (given - len(found)))[:given]
@@ -188,13 +191,13 @@ def _register_gradient(op: OpDef) -> None:
         with torch.enable_grad():
             for i in wanted:
                 leaves[i] = leaves[i].detach().requires_grad_()
-            result = torch.autograd.grad(
+            found = torch.autograd.grad(
                 op.reference(*pytree.tree_unflatten(leaves, ctx.spec)),
                 [leaves[i] for i in wanted],
                 grads,
                 allow_unused=True,
             )
-        by_place = dict(zip(wanted, result, strict=True))
+        by_place = dict(zip(wanted, found, strict=True))
         return tuple(
             [by_place.get(i) for i in place]
             if isinstance(need, list)

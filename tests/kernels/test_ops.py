@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,11 +33,15 @@ def as_list(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-def assert_same(got: Any, expected: Any, what: str) -> None:
-    """Codes and indices are equal; floats differ by 32 roundings, as sums are reordered."""
+def assert_same(got: Any, expected: Any, what: str, of: float = 0.0) -> None:
+    """Codes and indices are equal; floats differ by 32 roundings, as sums are reordered.
+
+    of: the size of what was rounded on the way, if larger than the result.
+    """
     for one, other in zip(as_list(got), as_list(expected), strict=True):
         finite = other[other.isfinite()].abs() if other.is_floating_point() else other
-        largest = float(finite.max()) if finite.numel() and other.is_floating_point() else 0.0
+        floats = finite.numel() and other.is_floating_point()
+        largest = max(of, float(finite.max())) if floats else 0.0
         torch.testing.assert_close(
             one,
             other,
@@ -89,20 +94,22 @@ def test_matches_reference(op: OpDef, impl: Impl, poisoned_empty: None) -> None:
 @pytest.mark.parametrize("op", [p for p in OPS if BY_NAME[str(p.id)].differentiable])
 def test_gradient_is_that_of_the_reference(op: OpDef) -> None:
     """The op's own backward against autograd through its reference."""
-    for args in list(op.samples())[:8]:
+    # Forms of a call that an own gradient leaves out come late; other ops differentiate any alike.
+    chosen = op.samples() if op.gradient else itertools.islice(op.samples(), 8)
+    for args in chosen:
         grads = []
         for fn in (op.torch_op, op.reference):
             given = pytree.tree_map(_with_gradient, args)
             out = fn(*given)
             leaves = pytree.tree_leaves(given)
             wanted = [a for a in leaves if isinstance(a, Tensor) and a.requires_grad]
-            weights = torch.arange(out.numel(), dtype=out.dtype).view(out.shape)
+            weights = (torch.arange(out.numel()) % 7).to(out.dtype).view(out.shape)
             grads.append(torch.autograd.grad((out * weights).sum(), wanted, allow_unused=True))
         for got, expected in zip(*grads, strict=True):
             if expected is None:
                 assert got is None
             else:
-                assert_same(got, expected, describe(op, 0, args))
+                assert_same(got, expected, describe(op, 0, args), of=6.0)
 
 
 def _with_gradient(value: Any) -> Any:
