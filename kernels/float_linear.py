@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,12 @@ from torch.nn import functional
 
 from gnnfx.ir.op import Cost, Impl, OpDef, register
 from gnnfx.kernels.csr import num_bytes
-from gnnfx.kernels.epilogue import ACTIVATIONS, activate, activate_in_place
+from gnnfx.kernels.epilogue import (
+    ACTIVATIONS,
+    activate,
+    activate_in_place,
+    activation_gradient,
+)
 from gnnfx.kernels.memory import empty
 
 _LARGE, _BLOCK = 2**23, 2**20  # values; smaller results come from memory used before, anyway
@@ -59,6 +64,24 @@ def cost(
     outputs = x.shape[0] * weight.shape[0]
     read = num_bytes(x, weight, bias, residual)
     return Cost(2 * outputs * x.shape[1], read + 4 * outputs)
+
+
+def gradient(
+    grad: Tensor,
+    result: Tensor,
+    needed: Sequence[bool],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> tuple[Tensor | None, ...]:
+    """The layer is not computed again to know where its activation let values pass."""
+    grad = activation_gradient(grad, result, activation)
+    needed = [*needed, *(False,) * (4 - len(needed))]
+    to_x = grad @ weight if needed[0] else None
+    to_weight = grad.t() @ x if needed[1] else None
+    return to_x, to_weight, grad.sum(0) if needed[2] else None, grad if needed[3] else None, None
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
@@ -143,5 +166,6 @@ LINEAR = register(
         samples,
         impls=(Impl("onednn", "cpu", onednn, reject_onednn),),
         differentiable=True,
+        gradient=gradient,
     )
 )

@@ -61,25 +61,31 @@ def test_values_and_gradients_are_those_of_the_dense_product(
     torch.testing.assert_close(converted(x, edge_index), model.eval()(x, edge_index))
 
 
-class _Dropped(nn.Module):
-    """Words, dropped, as they are: the weight is the identity."""
+class _Selected(nn.Module):
+    """A model of rows alone, for the nodes that edges start from."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.drop = nn.Dropout(0.75)
-        self.linear = nn.Linear(WORDS, WORDS)
-        nn.init.eye_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.model = model
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        y: Tensor = self.linear(self.drop(x))
+        y: Tensor = self.model(x)
         return y.index_select(0, edge_index[0])
+
+
+def _dropped() -> nn.Module:
+    """Words, dropped, as they are: the weight is the identity."""
+
+    linear = nn.Linear(WORDS, WORDS)
+    nn.init.eye_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return _Selected(nn.Sequential(nn.Dropout(0.75), linear))
 
 
 def test_dropout_draws_for_each_value(products: list[bool]) -> None:
     rows = torch.arange(2000)
     x, edge_index = _words(2000, 0.1), torch.stack([rows, rows])
-    prepared = gnnfx.prepare(_Dropped(), "fp32", (x, edge_index))
+    prepared = gnnfx.prepare(_dropped(), "fp32", (x, edge_index))
     torch.manual_seed(0)
     out, again = prepared(x, edge_index), prepared(x, edge_index)
     assert all(products)
@@ -109,3 +115,17 @@ def test_what_needs_the_dense_product_gets_it(products: list[bool]) -> None:
     assert got.dtype == want.dtype
     torch.testing.assert_close(got, want, rtol=0.05, atol=0.05)
     assert products == [False] * 3
+
+
+def test_relu_behind_the_product(products: list[bool]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WORDS, 64), nn.ReLU(), nn.Linear(64, 3), nn.ReLU())
+    x, edge_index = _words(40), graph(40, 150)[1]
+    wrapped = _Selected(model)
+    prepared = gnnfx.prepare(wrapped, "fp32", (x, edge_index))
+    products.clear()
+    for rows in (x, _words(40, 1.0)):
+        got, want = (_gradients(m.train(), rows, edge_index) for m in (prepared, wrapped))
+        torch.testing.assert_close(got[0], want[0])
+        torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-5)
+    assert products == [True, False]

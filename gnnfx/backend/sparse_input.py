@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gnnfx.backend.training_ops import linear_relu
 from gnnfx.ir.program import Instr
 from gnnfx.passes.select_sparse_linear import saves_time
 
@@ -50,12 +51,18 @@ def linear_of_nonzeros(
     bias: Tensor | None,
     p: float,
     training: bool,
+    activated: bool,
 ) -> Tensor:
-    """linear(dropout(x, p, training), weight, bias), where `csr` holds the values of `x`."""
+    """linear(dropout(x, p, training), weight, bias), where `csr` holds the values of `x`.
+
+    activated: whether a ReLU follows.
+    """
     if csr is None:
-        return functional.linear(functional.dropout(x, p, training), weight, bias)
+        layer = linear_relu if activated else functional.linear
+        return layer(functional.dropout(x, p, training), weight, bias)
     rowptr, columns, values = csr
     values = functional.dropout(values, p, training)
     rows = weight.t().contiguous()
-    out: Tensor = torch.ops.gnnfx.aggregate(rows, rowptr, columns, values, bias=bias)
+    finish = {"bias": bias, "activation": "relu" if activated else "none"}
+    out: Tensor = torch.ops.gnnfx.aggregate(rows, rowptr, columns, values, **finish)
     return out

@@ -7,6 +7,7 @@ Instructions that are the identity in the IR become what they stand for:
     linear(a, w) of codes        linear(a, _weights.at_w(w))
     dropout(x, p)                functional.dropout(x, p, <module>.training)
     linear(x, w) of an input     linear_of_nonzeros(x, nonzeros(x), w)      if it is mostly zeros
+    relu(linear(x, w, b))        linear_relu(x, w, b)                       in one pass
     batch norm                   batch_norm(x, ..., <module>.training)
 
 where <module> is the model's own, so that .train() and .eval() of a part of it act on that part.
@@ -15,14 +16,15 @@ where <module> is the model's own, so that .train() and .eval() of a part of it 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.node import Argument
 from torch.nn import functional
 
 from gnnfx.backend.sparse_input import linear_of_nonzeros, nonzeros, reads_nonzeros
+from gnnfx.backend.training_ops import batch_norm, linear_relu
 from gnnfx.ir.patterns import is_param, sole_user
 from gnnfx.ir.program import Instr, Program
-from gnnfx.passes.fold_batch_norm import BATCH_NORM, scale_and_shift
+from gnnfx.passes.fold_batch_norm import BATCH_NORM
 
 QUANTIZERS, WEIGHTS, EDGE_WEIGHTS, PROTECT = (
     "_quantizers",
@@ -97,7 +99,12 @@ class _Builder:
                 return self.copies[instr.arg.node]
             case _ if instr.op == BATCH_NORM:
                 return self._batch_norm(instr)
-        node = self.graph.node_copy(instr.node, self.copies.__getitem__)
+            case "aten.relu.default" if _is_activated(instr.arg):
+                return self._of(instr.arg)
+        if _is_activated(instr):
+            node = self.graph.call_function(linear_relu, self._operands(instr))
+        else:
+            node = self.graph.node_copy(instr.node, self.copies.__getitem__)
         if instr.op == "aten.linear.default" and is_param(instr.args["weight"]):
             quantizer = f"{WEIGHTS}.{site(instr.args['weight'].name)}"
             self._round(node, instr, "weight", quantizer, "input")
@@ -115,10 +122,13 @@ class _Builder:
         drop: tuple[Argument, Argument] = 0.0, False
         if linear.arg.op == "dropout":
             drop = linear.arg.args["p"], self._training(linear.arg.module)
-        weight, bias = linear.args["weight"], linear.args["bias"]
-        tensors = (self._of(weight), None if bias is None else self._of(bias))
-        args = (x, self._nonzeros[x], *tensors, *drop)
+        operands = self._operands(linear)
+        args = (operands[0], self._nonzeros[x], *operands[1:], *drop, _is_activated(linear))
         return self.graph.call_function(linear_of_nonzeros, args)
+
+    def _operands(self, linear: Instr) -> tuple[fx.Node | None, ...]:
+        tensors = (linear.args[name] for name in ("input", "weight", "bias"))
+        return tuple(None if t is None else self._of(t) for t in tensors)
 
     def _quantizer(self, observe: Instr) -> fx.Node:
         args = [self._of(observe.arg)]
@@ -162,6 +172,14 @@ class _Builder:
         return self.graph.get_attr(name)
 
 
+def _is_activated(instr: Instr) -> bool:
+    """Whether `instr` is a linear layer of which nothing but a ReLU reads the result."""
+    if instr.op != "aten.linear.default":
+        return False
+    user = sole_user(instr)
+    return user is not None and user.op == "aten.relu.default"
+
+
 def _has(owner: nn.Module, path: str) -> bool:
     module = owner
     for part in path.split("."):
@@ -169,28 +187,3 @@ def _has(owner: nn.Module, path: str) -> bool:
             return False
         module = getattr(module, part)
     return True
-
-
-def batch_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    tracked: Tensor | None,
-    momentum: float,
-    eps: float,
-    training: bool,
-) -> Tensor:
-    """Batch norm of `x` [N, C, ...]; in eval mode as the one multiply-add that it converts to.
-
-    A momentum of 0 stands for the cumulative average, as torch passes on what was None.
-    """
-    if training:
-        if tracked is not None:
-            tracked.add_(1)
-        factor = momentum or 1.0 / float(tracked if tracked is not None else 1)
-        return functional.batch_norm(x, mean, var, weight, bias, True, factor, eps)
-    scale, shift = scale_and_shift(mean, var, weight, bias, eps)
-    shape = (-1, *(1,) * (x.dim() - 2))
-    return x * scale.to(x.dtype).view(shape) + shift.to(x.dtype).view(shape)
