@@ -79,10 +79,10 @@ class TrackedRange(nn.Module):
                 return mse_range(values, self.bits)
             return percentile_range(values, self.policy.percentile)
         if rows.numel():
-            low, high = torch.aminmax(rows, dim=1)
             if ignored is not None:
-                low, high = low[~ignored], high[~ignored]
-            low, high = low.min().float(), high.max().float()
+                kept = ~ignored
+                rows = torch.stack([rows.amin(1)[kept], rows.amax(1)[kept]])
+            low, high = (end.float() for end in torch.aminmax(rows))
         else:
             low, high = self.lo.new_tensor(math.inf), self.hi.new_tensor(-math.inf)
         if parallel:

@@ -70,16 +70,20 @@ class Workspace:
     ) -> Tensor:
         """A tensor in a free buffer of `size` bytes, or in a new one, noted in `taken`."""
         with self._lock:
-            for position in range(len(self._buffers)):
-                if _is_free(self._buffers, position, size):
-                    buffer = self._buffers[position]
-                    tensor = torch.empty(0, dtype=dtype, device="cpu")
-                    tensor.set_(buffer, 0, shape)  # type: ignore[call-overload]
-                    break
+            buffers = self._buffers
+            free = [i for i in range(len(buffers)) if _is_free(buffers, i)]
+            fitting = next((i for i in free if buffers[i].nbytes() == size), None)
+            if fitting is not None:
+                buffer = buffers[fitting]
+                tensor = torch.empty(0, dtype=dtype, device="cpu")
+                tensor.set_(buffer, 0, shape)  # type: ignore[call-overload]
             else:
+                # Sizes have changed: what was kept of the last call must not add to this one's.
+                if unused := [i for i in free if id(buffers[i]) not in taken]:
+                    del buffers[unused[0]]
                 tensor = _fresh(shape, dtype)
                 buffer = tensor.untyped_storage()
-                self._buffers.append(buffer)
+                buffers.append(buffer)
         taken.add(id(buffer))
         return tensor
 
@@ -100,9 +104,9 @@ _of_thread = _OfThread()
 _workspaces: weakref.WeakSet[Workspace] = weakref.WeakSet()
 
 
-def _is_free(buffers: list[torch.UntypedStorage], position: int, size: int) -> bool:
-    """Whether nothing but the list refers to a buffer of `size` bytes, no other process either."""
-    if buffers[position].nbytes() != size or buffers[position].is_shared():
+def _is_free(buffers: list[torch.UntypedStorage], position: int) -> bool:
+    """Whether nothing but the list refers to a buffer, no other process either."""
+    if buffers[position].is_shared():
         return False
     return _references(buffers, position) == _references_of_one_in_a_list()
 

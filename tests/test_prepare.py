@@ -280,3 +280,26 @@ def test_what_only_training_does_is_left_out_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="Noisy does something besides dropout and batch norm"):
         gnnfx.prepare(model, "int8-dq", graph(40, 160))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_what_a_backward_pass_needs_outlives_other_forwards() -> None:
+    """Large values lie in memory that calls use again, once nothing refers to it."""
+    torch.manual_seed(0)
+    model = pyg.GCN(300, 300, num_layers=2, out_channels=4)
+    features = [torch.randn(2000, 300) for _ in range(3)]
+    edge_index = torch.randint(2000, (2, 6000))
+    for policy in ("fp32", Policy(quantize=Quantize(layers="all"))):
+        prepared = gnnfx.prepare(model, policy, (features[0], edge_index))
+        prepared(features[0], edge_index)  # ranges, and buffers
+        prepared.freeze_ranges()
+        alone = []
+        for x in features:
+            prepared.zero_grad()
+            prepared(x, edge_index).square().sum().backward()
+            alone.append([p.grad.clone() for p in prepared.parameters() if p.grad is not None])
+        together = [prepared(x, edge_index).square().sum() for x in features]
+        for loss, want in reversed(list(zip(together, alone, strict=True))):
+            prepared.zero_grad()
+            loss.backward()
+            got = [p.grad for p in prepared.parameters() if p.grad is not None]
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)

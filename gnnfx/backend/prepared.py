@@ -31,6 +31,7 @@ from gnnfx.graph_cache import GraphCache
 from gnnfx.ir.program import Program
 from gnnfx.ir.text import dump
 from gnnfx.kernels.degree import DEGREE_BUCKETS
+from gnnfx.kernels.memory import Workspace
 from gnnfx.pass_manager import PassContext, Remark
 from gnnfx.passes.choose_qparams import weight_bits
 
@@ -101,7 +102,8 @@ class PreparedModule(nn.Module):
                 f"computed once a graph, and no gradient reaches it"
             )
         values = self._cache.lookup(tensors, sizes)
-        results = self._forward(self, *leaves, *values)
+        with self._workspace.lend():
+            results = self._forward(self, *leaves, *values)
         return pytree.tree_unflatten(list(results), self._origin.traced.out_spec)
 
     def ir(self) -> str:
@@ -154,8 +156,9 @@ class PreparedModule(nn.Module):
             quantizer.frozen.fill_(frozen)
 
     def forget(self) -> None:
-        """Release what was remembered of graphs seen so far."""
+        """Release what was remembered of graphs seen so far, and buffers."""
         self._cache.forget()
+        self._workspace.release()
 
     def _build(self, device: torch.device | None) -> None:
         """Generate the code of both parts for `device`."""
@@ -172,6 +175,8 @@ class PreparedModule(nn.Module):
         # Set past nn.Module: it holds no state, and must not show up among the model's modules.
         self.__dict__["_structure"] = structure
         self._cache = GraphCache(self._compute)
+        # What the backward pass still needs is in use, and stays as it is.
+        self._workspace = Workspace()
         self._device = device
 
     def _compute(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
@@ -185,7 +190,7 @@ class PreparedModule(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        remade = ("_forward", "_structure", "_cache")
+        remade = ("_forward", "_structure", "_cache", "_workspace")
         return {k: v for k, v in self.__dict__.items() if k not in remade}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

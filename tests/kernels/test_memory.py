@@ -85,6 +85,25 @@ def test_buffers_that_a_call_does_not_need_are_released() -> None:
     assert [b.nbytes() for b in workspace._buffers] == [2048 * 512 * 4]
 
 
+def test_other_sizes_do_not_add_up() -> None:
+    """A batch that differs from the last one takes the place of its buffers."""
+    workspace = Workspace()
+    with workspace.lend():
+        empty((2048, 512)), empty((3072, 512))
+    with workspace.lend():
+        empty(SHAPE)
+        assert sorted(b.nbytes() for b in workspace._buffers) == [SHAPE[0] * 2048, 3072 * 2048]
+
+
+def test_buffers_of_several_sizes_are_used_again() -> None:
+    """One is free when the next is taken, as in a layer behind another."""
+    workspace, addresses = Workspace(), []
+    for _ in range(2):
+        with workspace.lend():
+            addresses.append([empty((rows, 512)).data_ptr() for rows in (1024, 2048, 1024, 3072)])
+    assert addresses[0] == addresses[1]
+
+
 def test_buffers_are_released_for_measuring() -> None:
     workspace = Workspace()
     with workspace.lend():
