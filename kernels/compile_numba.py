@@ -56,7 +56,8 @@ def _shared_source() -> str:
 
     Numba compiles a kernel again when its own file has changed, but does not look at these.
     """
-    files = ("vectors_numba.py", "csr_numba.py", "epilogue_numba.py", "attention_numba.py")
+    names = ("vectors", "csr", "epilogue", "attention", "nonzeros")
+    files = [f"{name}_numba.py" for name in names]
     text = b"".join(Path(__file__).with_name(name).read_bytes() for name in files)
     return hashlib.sha256(text).hexdigest()[:12]
 

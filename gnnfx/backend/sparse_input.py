@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gnnfx.backend.training_ops import linear_relu
+from gnnfx.backend.training_ops import dropout, linear_relu
 from gnnfx.ir.program import Instr
 from gnnfx.passes.select_sparse_linear import saves_time
 
@@ -59,9 +59,9 @@ def linear_of_nonzeros(
     """
     if csr is None:
         layer = linear_relu if activated else functional.linear
-        return layer(functional.dropout(x, p, training), weight, bias)
+        return layer(dropout(x, p, training), weight, bias)
     rowptr, columns, values = csr
-    values = functional.dropout(values, p, training)
+    values = dropout(values, p, training)
     rows = weight.t().contiguous()
     finish = {"bias": bias, "activation": "relu" if activated else "none"}
     out: Tensor = torch.ops.gnnfx.aggregate(rows, rowptr, columns, values, **finish)

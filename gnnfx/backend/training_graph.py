@@ -5,7 +5,7 @@ Instructions that are the identity in the IR become what they stand for:
     observe(x, 'h', rank)        _quantizers.at_h(x, _protect(rank))
     observe(x, 'h', bucket=b)    _quantizers.at_h(x, bucket=b)
     linear(a, w) of codes        linear(a, _weights.at_w(w))
-    dropout(x, p)                functional.dropout(x, p, <module>.training)
+    dropout(x, p)                training_ops.dropout(x, p, <module>.training)
     linear(x, w) of an input     linear_of_nonzeros(x, nonzeros(x), w)      if it is mostly zeros
     relu(linear(x, w, b))        linear_relu(x, w, b)                       in one pass
     batch norm                   batch_norm(x, ..., <module>.training)
@@ -18,10 +18,9 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 from torch.fx.node import Argument
-from torch.nn import functional
 
 from gnnfx.backend.sparse_input import linear_of_nonzeros, nonzeros, reads_nonzeros
-from gnnfx.backend.training_ops import batch_norm, linear_relu
+from gnnfx.backend.training_ops import batch_norm, dropout, linear_relu
 from gnnfx.ir.patterns import is_param, sole_user
 from gnnfx.ir.program import Instr, Program
 from gnnfx.passes.fold_batch_norm import BATCH_NORM
@@ -90,7 +89,7 @@ class _Builder:
                 return self._linear_of_nonzeros(instr)
             case "dropout":
                 args = (self._of(instr.arg), instr.args["p"], self._training(instr.module))
-                return self.graph.call_function(functional.dropout, args)
+                return self.graph.call_function(dropout, args)
             case "gather":
                 # The dispatcher's own backward keeps the index alone, a registered one the rows.
                 args = (self._of(instr.arg), 0, self._of(instr.args["index"]))

@@ -20,6 +20,15 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return y
 
 
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """As torch's, which draws a value after the other on a CPU; the seed is of its generator."""
+    if not training or p == 0 or x.device.type != "cpu" or x.dtype != torch.float32:
+        return functional.dropout(x, p, training)
+    seed = torch.randint(torch.iinfo(torch.int64).max, ())
+    y: Tensor = torch.ops.gnnfx.seeded_dropout(x.contiguous(), p, seed)
+    return y
+
+
 def batch_norm(
     x: Tensor,
     weight: Tensor | None,
