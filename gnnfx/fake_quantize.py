@@ -92,8 +92,8 @@ class FakeQuantizer(nn.Module):
                 f"the quantizer of value {self.name!r} has seen no values; run the prepared "
                 f"module in train mode before eval mode"
             )
-        rows = None if protected is None or not self.training else protected.nonzero()[:, 0]
-        rule = (*self.qparams(), self.bits, self.policy.estimator, rows)
+        kept = protected if self.training else None
+        rule = (*self.qparams(), self.bits, self.policy.estimator, kept)
         factor = None if bucket is None else self.degree_scale[bucket]
         rounded = _Round.apply(kernels.scale_rows(x, factor), *rule)  # type: ignore[no-untyped-call]
         return kernels.scale_rows(rounded, None if factor is None else factor.reciprocal())
@@ -210,7 +210,7 @@ class ProtectiveMask(nn.Module):
 class _Round(torch.autograd.Function):
     """Fake quantization per tensor; the header of this file has its gradients.
 
-    rows: indices of rows that are passed on as they are, in both directions.
+    kept: bool [rows], those that are passed on as they are, in both directions.
     """
 
     @staticmethod
@@ -221,16 +221,15 @@ class _Round(torch.autograd.Function):
         zero_point: Tensor,
         bits: int,
         estimator: str,
-        rows: Tensor | None,
+        kept: Tensor | None,
     ) -> Tensor:
         values = x.detach().float().contiguous()
-        y: Tensor = torch.ops.gnnfx.fake_quantize(values, scale.detach(), zero_point, bits)
+        qparams = scale.detach(), zero_point, bits
+        y: Tensor = torch.ops.gnnfx.fake_quantize(values, *qparams, kept=kept)
         ctx.bits, ctx.estimator = bits, estimator
         learned = estimator == "learned-step"
-        if rows is not None:
-            y.index_copy_(0, rows, values.index_select(0, rows))
         if estimator != "straight-through" and any(ctx.needs_input_grad[:2]):
-            ctx.save_for_backward(y, scale, zero_point, values if learned else None, rows)
+            ctx.save_for_backward(y, scale, zero_point, values if learned else None, kept)
         return y.to(x.dtype)
 
     @staticmethod
@@ -238,7 +237,8 @@ class _Round(torch.autograd.Function):
         grad: Tensor = grads[0]
         if ctx.estimator == "straight-through":
             return grad, None, None, None, None, None
-        y, scale, zero_point, x, rows = ctx.saved_tensors
+        y, scale, zero_point, x, kept = ctx.saved_tensors
+        rows = None if kept is None else kept.nonzero()[:, 0]
         low, high = (scale * (end - zero_point) for end in kernels.code_range(ctx.bits))
         if x is None:
             ends = float(low + scale / 2), float(high - scale / 2)

@@ -97,11 +97,13 @@ def _some(rows: Tensor, ignored: Tensor | None, most: int | None) -> Tensor:
     count, channels = rows.shape
     if most is None or count * channels <= most:
         return (rows if ignored is None else rows[~ignored]).flatten().float()
-    kept = (
-        torch.arange(count, device=rows.device) if ignored is None else (~ignored).nonzero()[:, 0]
-    )
-    picked = kept[torch.randint(kept.numel(), (most,), device=rows.device)]
-    return rows[picked, torch.randint(channels, (most,), device=rows.device)].float()
+    picked = torch.randint(count, (most,), device=rows.device)
+    if ignored is not None:
+        picked = picked[~ignored[picked]]
+        if len(picked) < most // 2:  # few rows are left: draw from these alone
+            left = (~ignored).nonzero()[:, 0]
+            picked = left[torch.randint(len(left), (most,), device=rows.device)]
+    return rows[picked, torch.randint(channels, picked.shape, device=rows.device)].float()
 
 
 def percentile_range(values: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -184,25 +184,47 @@ def dequantize_cost(
 
 
 def fake_quantize_reference(
-    x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    row_scale: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
-    """What `x` becomes by quantizing and dequantizing: float32 of the same shape."""
+    """What `x` becomes by quantizing and dequantizing: float32 of the same shape.
+
+    Rows that are `kept`, bool [rows], stay as they are.
+    """
     codes = to_codes(scale_rows(x, row_scale), scale, zero_point, bits)
-    return scale * (codes.int() - zero_point).float()
+    y = scale * (codes.int() - zero_point).float()
+    return y if kept is None else torch.where(kept.view(-1, *(1,) * (x.dim() - 1)), x, y)
 
 
 def fake_quantize_fake(
-    x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    row_scale: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     _check_input(x, bits, row_scale)
+    if kept is not None and (kept.dtype != torch.bool or kept.shape != x.shape[:1]):
+        got = f"{kept.dtype} {tuple(kept.shape)}"
+        raise ValueError(f"kept must be bool [{x.shape[0]}], one a row of x, got {got}")
     return x.new_empty(x.shape)
 
 
 def fake_quantize_cost(
-    x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    row_scale: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Cost:
     """About six operations an element; `x` is read and as much is written."""
-    return Cost(6 * x.numel(), num_bytes(x, x, row_scale, scale, zero_point))
+    return Cost(6 * x.numel(), num_bytes(x, x, row_scale, scale, zero_point, kept))
 
 
 def sample_qparams(scale: float, zero_point: int, device: str) -> tuple[Tensor, Tensor]:
@@ -246,6 +268,15 @@ def quantize_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
             qparams = sample_qparams(scale, zero_point, device)
             row_scale = torch.rand(x.shape[0], device=device) * 2 if scale == 0.37 else None
             yield arguments(quantize_reference, x, *qparams, bits, row_scale)
+
+
+def fake_quantize_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
+    generator = torch.Generator().manual_seed(1)
+    for i, args in enumerate(quantize_samples(device)):
+        x = args[0]
+        assert isinstance(x, Tensor)
+        kept = (torch.rand(x.shape[0], generator=generator) < 0.3).to(device) if i % 4 < 2 else None
+        yield (*args, kept)
 
 
 def dequantize_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
@@ -300,7 +331,7 @@ FAKE_QUANTIZE = register(
         fake_quantize_reference,
         fake_quantize_fake,
         fake_quantize_cost,
-        quantize_samples,
+        fake_quantize_samples,
         impls=(
             numba_impl("gnnfx.kernels.quantize_numba", "fake_quantize"),
             triton_impl("gnnfx.kernels.quantize_triton", "fake_quantize"),

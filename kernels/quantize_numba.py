@@ -37,13 +37,13 @@ from gnnfx.kernels.vectors_numba import (
     write_u8,
 )
 
-PIECES, COUNT, LENGTH, ROWS, X, OUT, ROW_SCALE, SCALE, ZERO_POINT, LOW, HIGH = range(1, 12)
+PIECES, COUNT, LENGTH, ROWS, X, OUT, ROW_SCALE, SCALE, ZERO_POINT, LOW, HIGH, KEPT = range(1, 13)
 _MOST_LANES = 64
 _FLAT_LENGTH = 4096
 
 
 def _quantize(lanes, simulate):
-    """Codes of floats, or with `simulate` the floats that the codes stand for."""
+    """Codes of floats, or with `simulate` the floats that the codes stand for, but in kept rows."""
 
     def kernel(a):
         scale, zero_point = read_f32(a[SCALE]), read_i32(a[ZERO_POINT])
@@ -59,11 +59,14 @@ def _quantize(lanes, simulate):
                 factor = splat_f32(np.float32(1), lanes)
                 if a[ROW_SCALE] != 0:
                     factor = splat_f32(read_f32(a[ROW_SCALE] + 4 * row), lanes)
+                kept = simulate and a[KEPT] != 0 and read_i8(a[KEPT] + row) != 0
                 while place < stop:
                     place = min(place, stop - lanes)
-                    y = load_f32(a[X] + 4 * place, lanes) * factor
-                    codes = to_codes(y, scale, zero_point, a[LOW], a[HIGH])
-                    if simulate:
+                    x = load_f32(a[X] + 4 * place, lanes)
+                    codes = to_codes(x * factor, scale, zero_point, a[LOW], a[HIGH])
+                    if kept:
+                        store(a[OUT] + 4 * place, x)
+                    elif simulate:
                         store(a[OUT] + 4 * place, scales * to_f32(widen_i32(codes) - zeros))
                     else:
                         store(a[OUT] + place, codes)
@@ -178,10 +181,10 @@ def _unpack(lanes, bits):
     return kernel
 
 
-def _rows(x: Tensor, row_scale: Tensor | None) -> tuple[int, int, int]:
-    """(values, length of a row, rows) of `x`: its own rows where each has a scale."""
+def _rows(x: Tensor, *of_rows: Tensor | None) -> tuple[int, int, int]:
+    """(values, length of a row, rows) of `x`: its own rows where any operand has one for each."""
     count = x.numel()
-    if row_scale is None:
+    if all(operand is None for operand in of_rows):
         return count, _FLAT_LENGTH, -(-count // _FLAT_LENGTH)
     return count, count // max(x.shape[0], 1), x.shape[0]
 
@@ -192,14 +195,16 @@ def _quantize_rows(
     zero_point: Tensor,
     bits: int,
     row_scale: Tensor | None,
+    kept: Tensor | None,
     out: Tensor,
     simulate: bool,
 ) -> Tensor:
-    count, length, rows = _rows(x, row_scale)
+    row_scale, kept = _contiguous(row_scale), _contiguous(kept)
+    count, length, rows = _rows(x, row_scale, kept)
     if count:
         operands = address(x), address(out), address(row_scale), address(scale), address(zero_point)
         kernel = compiled(_quantize, choose_lanes(min(count, length), _MOST_LANES), simulate)
-        args = [count, length, rows, *operands, *code_range(bits)]
+        args = [count, length, rows, *operands, *code_range(bits), address(kept)]
         launch(kernel, count_pieces(count, rows), args)
     return out
 
@@ -214,19 +219,31 @@ def quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
 ) -> Tensor:
     codes = empty(x.shape, torch.int8)
-    _quantize_rows(x, scale, zero_point, bits, _contiguous(row_scale), codes, simulate=False)
+    _quantize_rows(x, scale, zero_point, bits, row_scale, None, codes, simulate=False)
     return pack_codes(codes, bits)
 
 
-reject_fake_quantize = reject_quantize
+def reject_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    row_scale: Tensor | None = None,
+    kept: Tensor | None = None,
+) -> str | None:
+    return reject_quantize(x, scale, zero_point, bits, row_scale)
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    row_scale: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     out = empty(x.shape)
-    row_scale = _contiguous(row_scale)
-    return _quantize_rows(x, scale, zero_point, bits, row_scale, out, simulate=True)
+    return _quantize_rows(x, scale, zero_point, bits, row_scale, kept, out, simulate=True)
 
 
 def reject_dequantize(

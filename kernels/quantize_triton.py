@@ -31,6 +31,7 @@ def _quantize(
     scale_ptr,
     zero_point_ptr,
     row_scale_ptr,
+    kept_ptr,
     out_ptr,
     num_rows,
     channels,
@@ -41,16 +42,23 @@ def _quantize(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Codes of x (f32 [R, C]), packed, or with SIMULATE the float32 values they stand for."""
+    """Codes of x (f32 [R, C]), packed, or with SIMULATE the float32 values they stand for.
+
+    With SIMULATE, rows that are kept (u8, one for each that has a scale) stay as they are.
+    """
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row_mask = rows < num_rows
     first = tl.program_id(1) * COLS
-    y = load_rows(x_ptr, rows, row_mask, first, channels, COLS)  # [ROWS, COLS]
+    x = load_rows(x_ptr, rows, row_mask, first, channels, COLS)  # [ROWS, COLS]
+    y = x
     if row_scale_ptr is not None:
         y *= tl.load(row_scale_ptr + rows // rows_per_scale, mask=row_mask, other=0.0)[:, None]
     if SIMULATE:
         scale, zero_point = tl.load(scale_ptr), tl.load(zero_point_ptr)
         y = (to_codes(y, scale, zero_point, BITS) - zero_point).to(tl.float32) * scale
+        if kept_ptr is not None:
+            kept = tl.load(kept_ptr + rows // rows_per_scale, mask=row_mask, other=0)
+            y = tl.where(kept[:, None] != 0, x, y)
         store_rows(out_ptr, y, rows, row_mask, first, channels, width, None, None, BITS)
     else:
         store_rows(
@@ -147,18 +155,35 @@ def quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
 ) -> Tensor:
     out = empty_codes(x, tuple(x.shape), bits)
-    _launch_quantize(x, scale, zero_point, bits, row_scale, out, simulate=False)
+    _launch_quantize(x, scale, zero_point, bits, row_scale, None, out, simulate=False)
     return out
 
 
-reject_fake_quantize = reject_quantize
+def reject_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    row_scale: Tensor | None = None,
+    kept: Tensor | None = None,
+) -> str | None:
+    if x.dim() == 1 and kept is not None:
+        return "a vector has no rows to keep"
+    strided = reject_strided(kept=kept)
+    return strided or reject_quantize(x, scale, zero_point, bits, row_scale)
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, row_scale: Tensor | None = None
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    row_scale: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     out = torch.empty(tuple(x.shape), dtype=torch.float32, device=x.device)
-    _launch_quantize(x, scale, zero_point, bits, row_scale, out, simulate=True)
+    bytes_ = None if kept is None else kept.view(torch.uint8)
+    _launch_quantize(x, scale, zero_point, bits, row_scale, bytes_, out, simulate=True)
     return out
 
 
@@ -168,6 +193,7 @@ def _launch_quantize(
     zero_point: Tensor,
     bits: int,
     row_scale: Tensor | None,
+    kept: Tensor | None,
     out: Tensor,
     *,
     simulate: bool,
@@ -181,6 +207,7 @@ def _launch_quantize(
         scale,
         zero_point,
         row_scale,
+        kept,
         out,
         rows,
         channels,

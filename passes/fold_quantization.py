@@ -58,9 +58,9 @@ class _Folder:
                 view = self.rewriter.insert(value, "aten.view.default", codes, value.args["size"])
                 self._codes[value] = view
             return self._codes[value], *inner[1:3], 8  # one code a byte from here on
-        if value.op != "fake_quantize":
+        if value.op != "fake_quantize" or value.args["kept"] is not None:
             return None
-        x, scale, zero_point, bits, row_scale = value.args.values()
+        x, scale, zero_point, bits, row_scale, _ = value.args.values()
         if value not in self._codes:
             self._codes[value] = self.rewriter.insert(
                 value, "quantize", x, scale, zero_point, bits, row_scale
