@@ -238,20 +238,16 @@ class _Round(torch.autograd.Function):
         if ctx.estimator == "straight-through":
             return grad, None, None, None, None, None
         y, scale, zero_point, x, kept = ctx.saved_tensors
-        rows = None if kept is None else kept.nonzero()[:, 0]
-        low, high = (scale * (end - zero_point) for end in kernels.code_range(ctx.bits))
         if x is None:
-            ends = float(low + scale / 2), float(high - scale / 2)
-            # One pass over the values: the gradient where `y` lies between these, otherwise 0.
-            passed = torch.ops.aten.hardtanh_backward(grad.float(), y, *ends).to(grad.dtype)
-            if rows is not None:
-                passed.index_copy_(0, rows, grad.index_select(0, rows))
-            return passed, None, None, None, None, None
+            qparams = scale, zero_point, ctx.bits, kept
+            # The gradient may be a constant that one number stands for.
+            passed = torch.ops.gnnfx.clipped_gradient(grad.float().contiguous(), y, *qparams)
+            return passed.to(grad.dtype), None, None, None, None, None
+        low, high = (scale * (end - zero_point) for end in kernels.code_range(ctx.bits))
         inside = (x >= low - scale / 2) & (x <= high + scale / 2)
         slope = y / scale - torch.where(inside, x / scale, 0.0)
-        if rows is not None:
-            slope.index_fill_(0, rows, 0.0)
-            inside.index_fill_(0, rows, True)
+        if kept is not None:
+            slope[kept], inside[kept] = 0.0, True
         # Processes of data-parallel training hold equal shares of one tensor.
         values = max(x.numel(), 1) * ranks.count()
         strength = 1 / math.sqrt(values * kernels.code_range(ctx.bits)[1])

@@ -47,12 +47,7 @@ class TrackedRange(nn.Module):
     def update(self, x: Tensor, ignored: Tensor | None = None) -> None:
         """Let the range follow float `x` [rows, ...], but for the rows `ignored` [rows]."""
         rows = x.flatten(1) if x.dim() > 1 else x.view(-1, 1)
-        nothing = not rows.numel() or (ignored is not None and bool(ignored.all()))
-        parallel = ranks.count() > 1
-        if nothing and not parallel:
-            return
-        # A process that sees nothing takes part all the same: the others wait for it.
-        found = self._current(rows[:0] if nothing else rows, None if nothing else ignored, parallel)
+        found = self._current(rows, ignored if rows.numel() else None)
         if found is None:
             return
         low, high = found
@@ -65,10 +60,12 @@ class TrackedRange(nn.Module):
         self.hi.copy_(torch.where(first, high, merged[1]))
         self.seen.add_(1)
 
-    def _current(
-        self, rows: Tensor, ignored: Tensor | None, parallel: bool
-    ) -> tuple[Tensor, Tensor] | None:
-        """The range of these rows [R, C] alone, of all processes if there are several."""
+    def _current(self, rows: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """The range of these rows [R, C] alone, of all processes if there are several.
+
+        None where there are no values.  A process that sees none takes part all the same.
+        """
+        parallel = ranks.count() > 1
         if self.policy.observer in ("percentile", "mse"):
             values = _some(rows, ignored, self.policy.sample)
             if parallel:
@@ -78,13 +75,15 @@ class TrackedRange(nn.Module):
             if self.policy.observer == "mse":
                 return mse_range(values, self.bits)
             return percentile_range(values, self.policy.percentile)
+        if ignored is not None:
+            kept = ~ignored
+            rows = torch.stack([rows.amin(1)[kept], rows.amax(1)[kept]])
         if rows.numel():
-            if ignored is not None:
-                kept = ~ignored
-                rows = torch.stack([rows.amin(1)[kept], rows.amax(1)[kept]])
             low, high = (end.float() for end in torch.aminmax(rows))
-        else:
+        elif parallel:
             low, high = self.lo.new_tensor(math.inf), self.hi.new_tensor(-math.inf)
+        else:
+            return None
         if parallel:
             low, high = ranks.join(low, high)
             if bool(low > high):
@@ -102,8 +101,11 @@ def _some(rows: Tensor, ignored: Tensor | None, most: int | None) -> Tensor:
         picked = picked[~ignored[picked]]
         if len(picked) < most // 2:  # few rows are left: draw from these alone
             left = (~ignored).nonzero()[:, 0]
+            if not len(left):
+                return rows.new_empty(0, dtype=torch.float32)
             picked = left[torch.randint(len(left), (most,), device=rows.device)]
-    return rows[picked, torch.randint(channels, picked.shape, device=rows.device)].float()
+    places = picked * channels + torch.randint(channels, picked.shape, device=rows.device)
+    return rows.take(places).float()
 
 
 def percentile_range(values: Tensor, share: float) -> tuple[Tensor, Tensor]:

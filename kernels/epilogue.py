@@ -65,9 +65,9 @@ def activate_in_place(y: Tensor, activation: str) -> Tensor:
 def activation_gradient(grad: Tensor, y: Tensor, activation: str) -> Tensor:
     """The gradient towards what was activated, from that of the result `y`."""
     if activation == "relu":
-        return torch.ops.aten.threshold_backward(grad, y, 0)
+        return torch.ops.aten.threshold_backward(grad, y, 0)  # type: ignore[no-any-return]
     if activation == "elu":
-        return torch.ops.aten.elu_backward(grad, 1, 1, 1, True, y)
+        return torch.ops.aten.elu_backward(grad, 1, 1, 1, True, y)  # type: ignore[no-any-return]
     return grad
 
 

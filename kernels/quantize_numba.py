@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gnnfx.kernels.compile_numba import choose_lanes, compiled
+from gnnfx.kernels.csr import reject_floats
 from gnnfx.kernels.epilogue_numba import to_codes
 from gnnfx.kernels.memory import empty
 from gnnfx.kernels.quantize import code_dtype, code_range, packed_channels, qparams_of_range
@@ -33,11 +34,12 @@ from gnnfx.kernels.vectors_numba import (
     take_piece,
     to_f32,
     unpack_fields,
+    where_positive,
     widen_i32,
     write_u8,
 )
 
-PIECES, COUNT, LENGTH, ROWS, X, OUT, ROW_SCALE, SCALE, ZERO_POINT, LOW, HIGH, KEPT = range(1, 13)
+PIECES, COUNT, LENGTH, ROWS, X, OUT, ROW_SCALE, SCALE, ZERO_POINT, LOW, HIGH, KEPT, Y = range(1, 14)
 _MOST_LANES = 64
 _FLAT_LENGTH = 4096
 
@@ -70,6 +72,36 @@ def _quantize(lanes, simulate):
                         store(a[OUT] + 4 * place, scales * to_f32(widen_i32(codes) - zeros))
                     else:
                         store(a[OUT] + place, codes)
+                    place += lanes
+
+    return kernel
+
+
+def _clip_gradient(lanes):
+    """X is the gradient towards the rounded values Y."""
+
+    def kernel(a):
+        scale, zero_point = read_f32(a[SCALE]), read_i32(a[ZERO_POINT])
+        half = scale / np.float32(2)
+        lows = splat_f32(scale * np.float32(a[LOW] - zero_point) + half, lanes)
+        highs = splat_f32(scale * np.float32(a[HIGH] - zero_point) - half, lanes)
+        zeros = splat_f32(np.float32(0), lanes)
+        while True:
+            piece = take_piece(a)
+            if piece >= a[PIECES]:
+                return
+            first = a[ROWS] * piece // a[PIECES]
+            for row in range(first, a[ROWS] * (piece + 1) // a[PIECES]):
+                place = row * a[LENGTH]
+                stop = min(place + a[LENGTH], a[COUNT])
+                kept = a[KEPT] != 0 and read_i8(a[KEPT] + row) != 0
+                while place < stop:
+                    place = min(place, stop - lanes)
+                    grad = load_f32(a[X] + 4 * place, lanes)
+                    if not kept:
+                        y = load_f32(a[Y] + 4 * place, lanes)
+                        grad = where_positive(lesser(y - lows, highs - y), grad, zeros)
+                    store(a[OUT] + 4 * place, grad)
                     place += lanes
 
     return kernel
@@ -244,6 +276,35 @@ def fake_quantize(
 ) -> Tensor:
     out = empty(x.shape)
     return _quantize_rows(x, scale, zero_point, bits, row_scale, kept, out, simulate=True)
+
+
+def reject_clipped_gradient(
+    grad: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    kept: Tensor | None = None,
+) -> str | None:
+    return reject_floats(grad=grad, y=y)
+
+
+def clipped_gradient(
+    grad: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    kept: Tensor | None = None,
+) -> Tensor:
+    out, kept = empty(y.shape), _contiguous(kept)
+    count, length, rows = _rows(y, kept)
+    if count:
+        operands = address(grad), address(out), 0, address(scale), address(zero_point)
+        args = [count, length, rows, *operands, *code_range(bits), address(kept), address(y)]
+        kernel = compiled(_clip_gradient, choose_lanes(min(count, length), _MOST_LANES))
+        launch(kernel, count_pieces(count, rows), args)
+    return out
 
 
 def reject_dequantize(

@@ -67,6 +67,38 @@ def _quantize(
 
 
 @triton.jit
+def _clipped_gradient(
+    grad_ptr,
+    y_ptr,
+    scale_ptr,
+    zero_point_ptr,
+    kept_ptr,
+    out_ptr,
+    num_rows,
+    channels,
+    rows_per_kept,
+    BITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """The gradient [R, C] where y is strictly between the end codes, or the row is kept (u8)."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row_mask = rows < num_rows
+    first = tl.program_id(1) * COLS
+    scale, zero_point = tl.load(scale_ptr), tl.load(zero_point_ptr)
+    low = scale * (-(1 << (BITS - 1)) - zero_point).to(tl.float32) + scale / 2
+    high = scale * ((1 << (BITS - 1)) - 1 - zero_point).to(tl.float32) - scale / 2
+    y = load_rows(y_ptr, rows, row_mask, first, channels, COLS)
+    passes = (y > low) & (y < high)
+    if kept_ptr is not None:
+        kept = tl.load(kept_ptr + rows // rows_per_kept, mask=row_mask, other=0)
+        passes = passes | (kept[:, None] != 0)
+    grad = load_rows(grad_ptr, rows, row_mask, first, channels, COLS)
+    grad = tl.where(passes, grad, 0.0)
+    store_rows(out_ptr, grad, rows, row_mask, first, channels, channels, None, None, BITS)
+
+
+@triton.jit
 def _dequantize(
     x_ptr,
     scale_ptr,
@@ -219,6 +251,49 @@ def _launch_quantize(
         COLS=block_cols,
         **EXACT,
     )
+
+
+def reject_clipped_gradient(
+    grad: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    kept: Tensor | None = None,
+) -> str | None:
+    if y.dim() == 1 and kept is not None:
+        return "a vector has no rows to keep"
+    return reject_strided(grad=grad, y=y, kept=kept)
+
+
+def clipped_gradient(
+    grad: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    kept: Tensor | None = None,
+) -> Tensor:
+    out = torch.empty_like(grad)
+    rows, channels = _rows(y), y.shape[-1]
+    block_rows, block_cols = _blocks(channels)
+    grid = (triton.cdiv(rows, block_rows), triton.cdiv(channels, block_cols))
+    _clipped_gradient[grid](
+        grad,
+        y,
+        scale,
+        zero_point,
+        None if kept is None else kept.view(torch.uint8),
+        out,
+        rows,
+        channels,
+        rows // max(y.shape[0], 1) if y.dim() > 1 else 1,
+        BITS=bits,
+        ROWS=block_rows,
+        COLS=block_cols,
+        **EXACT,
+    )
+    return out
 
 
 def reject_dequantize(

@@ -36,11 +36,12 @@ class SelectSparseLinear(Pass):
 
 def _fits(linear: Instr, density: float) -> bool:
     weight = linear.args["weight"]
-    return is_param(weight) and len(linear.shape) == 2 and saves_time(*weight.shape, density)
+    return is_param(weight) and len(linear.shape) == 2 and saves_time(weight, density)
 
 
-def saves_time(outputs: int, inputs: int, density: float) -> bool:
+def saves_time(weight: Instr, density: float) -> bool:
     """Whether picking out values is faster than the dense product of a linear layer."""
+    outputs, inputs = weight.shape
     return inputs >= _LEAST_INPUTS and density <= min(_MOST_NONZERO, outputs / _OUTPUTS_A_VALUE)
 
 

@@ -30,6 +30,7 @@ KERNELS = (
     "_attend_dot",
     "_attend_gat",
     "_attend_gatv2",
+    "_clipped_gradient",
     "_dequantize",
     "_edge_products",
     "_qparams",

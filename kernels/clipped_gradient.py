@@ -1,0 +1,88 @@
+"""clipped_gradient: back through rounding, where a value did not end at the least or greatest code.
+
+    dx[i] = dy[i] where scale * (qmin - zero_point) < y[i] < scale * (qmax - zero_point), else 0
+
+with y the rounded value, so the end codes count as clipped; rows that were kept pass all.  Source:
+the clipped estimator of Degree-Quant (Tailor et al., ICLR 2021) as its code runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gnnfx.ir.op import Cost, OpDef, register
+from gnnfx.kernels.csr import num_bytes
+from gnnfx.kernels.launch import numba_impl, triton_impl
+from gnnfx.kernels.quantize import code_range, fake_quantize_reference, fake_quantize_samples
+
+
+def reference(
+    grad: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    kept: Tensor | None = None,
+) -> Tensor:
+    """float32 `grad` and `y` [rows, ...] of one shape, `kept` bool [rows]: of the same shape."""
+    low, high = (scale * (end - zero_point) for end in code_range(bits))
+    # Half a step from the ends: a product may be off by a rounding.
+    passes = (y > low + scale / 2) & (y < high - scale / 2)
+    if kept is not None:
+        passes = passes | kept.view(-1, *(1,) * (y.dim() - 1))
+    return torch.where(passes, grad, 0.0)
+
+
+def fake(
+    grad: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    kept: Tensor | None = None,
+) -> Tensor:
+    code_range(bits)
+    if y.dim() == 0 or grad.shape != y.shape:
+        raise ValueError(f"grad must be {tuple(y.shape)} as y, got {tuple(grad.shape)}")
+    if kept is not None and kept.shape != y.shape[:1]:
+        raise ValueError(f"kept must be [{y.shape[0]}], got {tuple(kept.shape)}")
+    return torch.empty_like(grad, memory_format=torch.contiguous_format)
+
+
+def cost(
+    grad: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int = 8,
+    kept: Tensor | None = None,
+) -> Cost:
+    """Two comparisons a value; two values are read and one is written."""
+    return Cost(2 * y.numel(), num_bytes(grad, y, y, kept))
+
+
+def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
+    generator = torch.Generator().manual_seed(2)
+    for x, scale, zero_point, bits, _, kept in fake_quantize_samples(device):
+        assert isinstance(x, Tensor)
+        y = fake_quantize_reference(x, scale, zero_point, bits, kept=kept)  # type: ignore[arg-type]
+        grad = torch.randn(x.shape, generator=generator).to(device)
+        yield grad, y, scale, zero_point, bits, kept
+
+
+CLIPPED_GRADIENT = register(
+    OpDef(
+        "clipped_gradient",
+        reference,
+        fake,
+        cost,
+        samples,
+        impls=(
+            numba_impl("gnnfx.kernels.quantize_numba", "clipped_gradient"),
+            triton_impl("gnnfx.kernels.quantize_triton", "clipped_gradient"),
+        ),
+    )
+)
