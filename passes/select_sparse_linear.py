@@ -41,7 +41,7 @@ def _fits(linear: Instr, density: float) -> bool:
 
 def saves_time(weight: Instr, density: float) -> bool:
     """Whether picking out values is faster than the dense product of a linear layer."""
-    outputs, inputs = weight.shape
+    outputs, inputs = map(int, weight.shape)
     return inputs >= _LEAST_INPUTS and density <= min(_MOST_NONZERO, outputs / _OUTPUTS_A_VALUE)
 
 
