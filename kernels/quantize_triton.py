@@ -86,8 +86,8 @@ def _clipped_gradient(
     row_mask = rows < num_rows
     first = tl.program_id(1) * COLS
     scale, zero_point = tl.load(scale_ptr), tl.load(zero_point_ptr)
-    low = scale * (-(1 << (BITS - 1)) - zero_point).to(tl.float32) + scale / 2
-    high = scale * ((1 << (BITS - 1)) - 1 - zero_point).to(tl.float32) - scale / 2
+    low = scale * (-(1 << (BITS - 1)) - zero_point).to(tl.float32) + scale * 0.5
+    high = scale * ((1 << (BITS - 1)) - 1 - zero_point).to(tl.float32) - scale * 0.5
     y = load_rows(y_ptr, rows, row_mask, first, channels, COLS)
     passes = (y > low) & (y < high)
     if kept_ptr is not None:
