@@ -24,7 +24,13 @@ from gnnfx.kernels.csr import (
     sample_graphs,
     sample_large_graph,
 )
-from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_bytes
+from gnnfx.kernels.epilogue import (
+    check_epilogue,
+    empty_result,
+    finish,
+    is_activated,
+    result_bytes,
+)
 from gnnfx.kernels.launch import numba_impl, triton_impl
 from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
 
@@ -370,6 +376,7 @@ AGGREGATE = register(
         ),
         differentiable=True,
         gradient=aggregate_gradient,
+        reads_result=is_activated,
     )
 )
 QUANTIZED_AGGREGATE = register(

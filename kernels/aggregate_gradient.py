@@ -82,7 +82,7 @@ def products_cost(
 
 def aggregate_gradient(
     grad: Tensor,
-    result: Tensor,
+    result: Tensor | None,
     needed: Sequence[bool],
     x: Tensor,
     rowptr: Tensor,

@@ -62,7 +62,12 @@ def activate_in_place(y: Tensor, activation: str) -> Tensor:
     return functional.elu_(y) if activation == "elu" else y
 
 
-def activation_gradient(grad: Tensor, y: Tensor, activation: str) -> Tensor:
+def is_activated(*args: object) -> bool:
+    """Whether an activation is among the arguments of an op."""
+    return any(arg in ACTIVATION_OPS for arg in args if isinstance(arg, str))
+
+
+def activation_gradient(grad: Tensor, y: Tensor | None, activation: str) -> Tensor:
     """The gradient towards what was activated, from that of the result `y`."""
     if activation == "relu":
         return torch.ops.aten.threshold_backward(grad, y, 0)  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ from gnnfx.kernels.epilogue import (
     activate,
     activate_in_place,
     activation_gradient,
+    is_activated,
 )
 from gnnfx.kernels.memory import empty
 
@@ -68,7 +69,7 @@ def cost(
 
 def gradient(
     grad: Tensor,
-    result: Tensor,
+    result: Tensor | None,
     needed: Sequence[bool],
     x: Tensor,
     weight: Tensor,
@@ -167,5 +168,6 @@ LINEAR = register(
         impls=(Impl("onednn", "cpu", onednn, reject_onednn),),
         differentiable=True,
         gradient=gradient,
+        reads_result=is_activated,
     )
 )

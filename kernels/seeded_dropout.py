@@ -66,7 +66,7 @@ def cost(x: Tensor, p: float, seed: Tensor) -> Cost:
 
 
 def gradient(
-    grad: Tensor, result: Tensor, needed: Sequence[bool], x: Tensor, p: float, seed: Tensor
+    grad: Tensor, result: None, needed: Sequence[bool], x: Tensor, p: float, seed: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradient, dropped where the values were."""
     return torch.ops.gnnfx.seeded_dropout(grad.contiguous(), p, seed), None, None

@@ -303,3 +303,15 @@ def test_what_a_backward_pass_needs_outlives_other_forwards() -> None:
             loss.backward()
             got = [p.grad for p in prepared.parameters() if p.grad is not None]
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [pyg.GCN, pyg.GraphSAGE, pyg.GIN])
+def test_outputs_may_be_changed_in_place(kind: type[nn.Module]) -> None:
+    model = kind(IN, 8, num_layers=2, out_channels=OUT)
+    x, edge_index = graph(30, 90)
+    prepared = gnnfx.prepare(model, "fp32", (x, edge_index)).eval()
+    for module in (prepared, model.eval()):
+        module(x, edge_index).mul_(2).add_(1).square().sum().backward()
+    mine = dict(prepared.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(mine[name].grad, parameter.grad, rtol=1e-4, atol=1e-4)

@@ -60,6 +60,8 @@ class OpDef:
     gradient: its gradients in less time than by differentiating the reference, from the gradient
         of the result, the result, which arguments need one, and the arguments; None where it has
         none.  For ops with one result.
+    reads_result: whether `gradient` reads the result of a call with these arguments; if not, it
+        is None there, and whoever has the result may change it.
     random: whether two calls in training may differ, so that no result may stand for another.
     sized_by_values: whether the values of the arguments decide the size of a result.
     """
@@ -72,6 +74,7 @@ class OpDef:
     impls: tuple[Impl, ...] = ()
     differentiable: bool = False
     gradient: Callable[..., tuple[Any, ...] | None] | None = None
+    reads_result: Callable[..., bool] | None = None
     random: bool = False
     sized_by_values: bool = False
 
@@ -171,14 +174,15 @@ def _register_gradient(op: OpDef) -> None:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         leaves, ctx.spec = pytree.tree_flatten(inputs)
-        result = () if op.gradient is None else (output,)
-        ctx.save_for_backward(*result, *(a for a in leaves if isinstance(a, Tensor)))
+        read = op.reads_result is not None and op.reads_result(*inputs)
+        tensors = (a for a in leaves if isinstance(a, Tensor))
+        ctx.save_for_backward(output if read else None, *tensors)
         ctx.others = [None if isinstance(a, Tensor) else a for a in leaves]
         ctx.is_tensor = [isinstance(a, Tensor) for a in leaves]
 
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        saved = iter(ctx.saved_tensors)
-        result = None if op.gradient is None else next(saved)
+        result, *tensors = ctx.saved_tensors
+        saved = iter(tensors)
         leaves = [next(saved) if t else o for t, o in zip(ctx.is_tensor, ctx.others, strict=True)]
         if op.gradient is not None:
             args = pytree.tree_unflatten(leaves, ctx.spec)
