@@ -78,6 +78,7 @@ class _Builder:
         self._densities = densities
         self._masks: dict[fx.Node, fx.Node] = {}
         self._nonzeros: dict[fx.Node, fx.Node] = {}
+        self._rounded: dict[tuple[str, fx.Node], fx.Node] = {}
 
     def copy(self, instr: Instr) -> fx.Node:
         match instr.op:
@@ -149,9 +150,11 @@ class _Builder:
         operand = instr.args[name]
         if operand is None or observed(instr.args[codes]) is None:
             return
-        with self.graph.inserting_before(node):
-            rounded = self.graph.call_module(quantizer, (self._of(operand),))
-        node.replace_input_with(self._of(operand), rounded)
+        given = self._of(operand)
+        if (quantizer, given) not in self._rounded:
+            with self.graph.inserting_before(node):
+                self._rounded[quantizer, given] = self.graph.call_module(quantizer, (given,))
+        node.replace_input_with(given, self._rounded[quantizer, given])
 
     def _batch_norm(self, norm: Instr) -> fx.Node:
         args = norm.args
