@@ -96,7 +96,6 @@ def aggregate_gradient(
     activation: str = "none",
 ) -> tuple[Tensor | None, ...] | None:
     """The gradients of a sum or mean; None for other reductions and towards scales of rows."""
-    needed = [*needed, *(False,) * (10 - len(needed))]
     if reduce not in ("sum", "mean") or needed[5]:
         return None
     grad = activation_gradient(grad, result, activation)

@@ -16,7 +16,14 @@ from torch import Tensor
 from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.csr import num_bytes
 from gnnfx.kernels.launch import numba_impl, triton_impl
-from gnnfx.kernels.quantize import code_range, fake_quantize_reference, fake_quantize_samples
+from gnnfx.kernels.quantize import (
+    check_bits,
+    check_kept,
+    code_range,
+    fake_quantize_reference,
+    fake_quantize_samples,
+    of_each_row,
+)
 
 
 def reference(
@@ -32,7 +39,7 @@ def reference(
     # Half a step from the ends: a product may be off by a rounding.
     passes = (y > low + scale / 2) & (y < high - scale / 2)
     if kept is not None:
-        passes = passes | kept.view(-1, *(1,) * (y.dim() - 1))
+        passes = passes | of_each_row(kept, y)
     return torch.where(passes, grad, 0.0)
 
 
@@ -44,11 +51,10 @@ def fake(
     bits: int = 8,
     kept: Tensor | None = None,
 ) -> Tensor:
-    code_range(bits)
+    check_bits(bits)
     if y.dim() == 0 or grad.shape != y.shape:
         raise ValueError(f"grad must be {tuple(y.shape)} as y, got {tuple(grad.shape)}")
-    if kept is not None and kept.shape != y.shape[:1]:
-        raise ValueError(f"kept must be [{y.shape[0]}], got {tuple(kept.shape)}")
+    check_kept(y, kept)
     return torch.empty_like(grad, memory_format=torch.contiguous_format)
 
 

@@ -79,7 +79,6 @@ def gradient(
 ) -> tuple[Tensor | None, ...]:
     """The layer is not computed again to know where its activation let values pass."""
     grad = activation_gradient(grad, result, activation)
-    needed = [*needed, *(False,) * (4 - len(needed))]
     to_x = grad @ weight if needed[0] else None
     to_weight = grad.t() @ x if needed[1] else None
     return to_x, to_weight, grad.sum(0) if needed[2] else None, grad if needed[3] else None, None

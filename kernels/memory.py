@@ -71,16 +71,17 @@ class Workspace:
         """A tensor in a free buffer of `size` bytes, or in a new one, noted in `taken`."""
         with self._lock:
             buffers = self._buffers
-            free = [i for i in range(len(buffers)) if _is_free(buffers, i)]
-            fitting = next((i for i in free if buffers[i].nbytes() == size), None)
-            if fitting is not None:
-                buffer = buffers[fitting]
+            places = range(len(buffers))
+            fits = (i for i in places if buffers[i].nbytes() == size and _is_free(buffers, i))
+            if (place := next(fits, None)) is not None:
+                buffer = buffers[place]
                 tensor = torch.empty(0, dtype=dtype, device="cpu")
                 tensor.set_(buffer, 0, shape)  # type: ignore[call-overload]
             else:
                 # Sizes have changed: what was kept of the last call must not add to this one's.
-                if unused := [i for i in free if id(buffers[i]) not in taken]:
-                    del buffers[unused[0]]
+                unused = (i for i in places if id(buffers[i]) not in taken and _is_free(buffers, i))
+                if (place := next(unused, None)) is not None:
+                    del buffers[place]
                 tensor = _fresh(shape, dtype)
                 buffer = tensor.untyped_storage()
                 buffers.append(buffer)

@@ -92,9 +92,21 @@ def _check_input(x: Tensor, bits: int, row_scale: Tensor | None) -> None:
         )
 
 
+def check_kept(x: Tensor, kept: Tensor | None) -> None:
+    """Raise ValueError unless `kept`, if there is one, says yes or no of each row of `x`."""
+    if kept is not None and (kept.dtype != torch.bool or kept.shape != x.shape[:1]):
+        got = f"{kept.dtype} {tuple(kept.shape)}"
+        raise ValueError(f"kept must be bool [{x.shape[0]}], one a row of x, got {got}")
+
+
+def of_each_row(values: Tensor, x: Tensor) -> Tensor:
+    """`values` [rows] in the form that goes with all values of `x` [rows, ...]."""
+    return values.view(-1, *(1,) * (x.dim() - 1))
+
+
 def scale_rows(x: Tensor, row_scale: Tensor | None) -> Tensor:
     """`x` [rows, ...] with each row times its `row_scale` [rows], if there is one."""
-    return x if row_scale is None else x * row_scale.view(-1, *(1,) * (x.dim() - 1))
+    return x if row_scale is None else x * of_each_row(row_scale, x)
 
 
 def choose_qparams_reference(
@@ -197,7 +209,7 @@ def fake_quantize_reference(
     """
     codes = to_codes(scale_rows(x, row_scale), scale, zero_point, bits)
     y = scale * (codes.int() - zero_point).float()
-    return y if kept is None else torch.where(kept.view(-1, *(1,) * (x.dim() - 1)), x, y)
+    return y if kept is None else torch.where(of_each_row(kept, x), x, y)
 
 
 def fake_quantize_fake(
@@ -209,9 +221,7 @@ def fake_quantize_fake(
     kept: Tensor | None = None,
 ) -> Tensor:
     _check_input(x, bits, row_scale)
-    if kept is not None and (kept.dtype != torch.bool or kept.shape != x.shape[:1]):
-        got = f"{kept.dtype} {tuple(kept.shape)}"
-        raise ValueError(f"kept must be bool [{x.shape[0]}], one a row of x, got {got}")
+    check_kept(x, kept)
     return x.new_empty(x.shape)
 
 

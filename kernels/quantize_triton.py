@@ -214,8 +214,7 @@ def fake_quantize(
     kept: Tensor | None = None,
 ) -> Tensor:
     out = torch.empty(tuple(x.shape), dtype=torch.float32, device=x.device)
-    bytes_ = None if kept is None else kept.view(torch.uint8)
-    _launch_quantize(x, scale, zero_point, bits, row_scale, bytes_, out, simulate=True)
+    _launch_quantize(x, scale, zero_point, bits, row_scale, kept, out, simulate=True)
     return out
 
 
@@ -231,24 +230,21 @@ def _launch_quantize(
     simulate: bool,
 ) -> None:
     rows, channels = _rows(x), x.shape[-1]
-    block_rows, block_cols = _blocks(channels)
-    per_scale = rows // max(x.shape[0], 1) if x.dim() > 1 else 1
-    grid = (triton.cdiv(rows, block_rows), triton.cdiv(channels, block_cols))
+    grid, blocks = _tiles(rows, channels)
     _quantize[grid](
         x,
         scale,
         zero_point,
         row_scale,
-        kept,
+        _bytes(kept),
         out,
         rows,
         channels,
         out.shape[-1],
-        per_scale,
+        _rows_each(x),
         BITS=bits,
         SIMULATE=simulate,
-        ROWS=block_rows,
-        COLS=block_cols,
+        **blocks,
         **EXACT,
     )
 
@@ -261,9 +257,7 @@ def reject_clipped_gradient(
     bits: int = 8,
     kept: Tensor | None = None,
 ) -> str | None:
-    if y.dim() == 1 and kept is not None:
-        return "a vector has no rows to keep"
-    return reject_strided(grad=grad, y=y, kept=kept)
+    return reject_strided(grad=grad) or reject_fake_quantize(y, scale, zero_point, bits, None, kept)
 
 
 def clipped_gradient(
@@ -276,21 +270,19 @@ def clipped_gradient(
 ) -> Tensor:
     out = torch.empty_like(grad)
     rows, channels = _rows(y), y.shape[-1]
-    block_rows, block_cols = _blocks(channels)
-    grid = (triton.cdiv(rows, block_rows), triton.cdiv(channels, block_cols))
+    grid, blocks = _tiles(rows, channels)
     _clipped_gradient[grid](
         grad,
         y,
         scale,
         zero_point,
-        None if kept is None else kept.view(torch.uint8),
+        _bytes(kept),
         out,
         rows,
         channels,
-        rows // max(y.shape[0], 1) if y.dim() > 1 else 1,
+        _rows_each(y),
         BITS=bits,
-        ROWS=block_rows,
-        COLS=block_cols,
+        **blocks,
         **EXACT,
     )
     return out
@@ -307,8 +299,7 @@ def dequantize(
 ) -> Tensor:
     out = torch.empty((*codes.shape[:-1], channels), dtype=torch.float32, device=codes.device)
     rows = _rows(codes)
-    block_rows, block_cols = _blocks(channels)
-    grid = (triton.cdiv(rows, block_rows), triton.cdiv(channels, block_cols))
+    grid, blocks = _tiles(rows, channels)
     _dequantize[grid](
         codes,
         scale,
@@ -318,8 +309,7 @@ def dequantize(
         channels,
         codes.shape[-1],
         BITS=bits,
-        ROWS=block_rows,
-        COLS=block_cols,
+        **blocks,
         **EXACT,
     )
     return out
@@ -330,9 +320,20 @@ def _rows(x: Tensor) -> int:
     return x[..., 0].numel() if x.shape[-1] else 0
 
 
-def _blocks(channels: int) -> tuple[int, int]:
+def _rows_each(x: Tensor) -> int:
+    """Rows of the last dimension that one entry of the first has."""
+    return _rows(x) // max(x.shape[0], 1) if x.dim() > 1 else 1
+
+
+def _bytes(kept: Tensor | None) -> Tensor | None:
+    return None if kept is None else kept.view(torch.uint8)
+
+
+def _tiles(rows: int, channels: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """The grid of an elementwise kernel, and the size of what one program handles."""
     cols = min(128, max(4, triton.next_power_of_2(channels)))
-    return _TILE // cols, cols
+    blocks = {"ROWS": _TILE // cols, "COLS": cols}
+    return (triton.cdiv(rows, blocks["ROWS"]), triton.cdiv(channels, cols)), blocks
 
 
 def reject_choose_qparams(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gnnfx.backend.training_ops import dropout, linear_relu
+from gnnfx.ir.patterns import sole_user
 from gnnfx.ir.program import Instr
 from gnnfx.passes.select_sparse_linear import saves_time
 
@@ -27,7 +28,7 @@ def reads_nonzeros(instr: Instr | None, densities: dict[str, float]) -> bool:
         return False
     dropped = instr.arg.op == "dropout"
     x = instr.arg.arg if dropped else instr.arg
-    if x.op != "input" or (dropped and len(instr.arg.users) != 1):
+    if x.op != "input" or (dropped and sole_user(instr.arg) is None):
         return False
     density = densities.get(x.name, 1.0)
     if dropped and density <= _MOST_NONZERO_DROPPED:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import sympy
@@ -77,7 +77,7 @@ class Traced:
     checks: tuple[dict[str, Any], ...] = ()
     kept: tuple[tuple[str, str], ...] = ()
 
-    @property
+    @cached_property
     def densities(self) -> dict[str, float]:
         """Share of non-zeros in the first rows of each feature matrix of the example, by input."""
         return {

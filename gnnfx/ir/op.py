@@ -10,6 +10,7 @@ and each call runs the first implementation of the arguments' device that does n
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -171,6 +172,8 @@ def _wanted(places: Any, needs: Any) -> list[int]:
 
 def _register_gradient(op: OpDef) -> None:
     """The op's own gradient, or that of the reference, recomputed in the backward pass."""
+    # The dispatcher leaves out last arguments that are what they default to.
+    arguments = len(inspect.signature(op.reference).parameters)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         leaves, ctx.spec = pytree.tree_flatten(inputs)
@@ -186,10 +189,11 @@ def _register_gradient(op: OpDef) -> None:
         leaves = [next(saved) if t else o for t, o in zip(ctx.is_tensor, ctx.others, strict=True)]
         if op.gradient is not None:
             args = pytree.tree_unflatten(leaves, ctx.spec)
-            found = op.gradient(*grads, result, ctx.needs_input_grad, *args)
+            given = len(ctx.needs_input_grad)
+            needed = (*ctx.needs_input_grad, *(False,) * (arguments - given))
+            found = op.gradient(*grads, result, needed, *args)
             if found is not None:
-                given = len(ctx.needs_input_grad)
-                return (*found, *(None,) * (given - len(found)))[:given]
+                return found[:given]
         places = pytree.tree_unflatten(list(range(len(leaves))), ctx.spec)
         wanted = _wanted(places, ctx.needs_input_grad)
         with torch.enable_grad():
