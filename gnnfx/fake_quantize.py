@@ -77,23 +77,28 @@ class FakeQuantizer(nn.Module):
         protected: Tensor | None = None,
         owner: Tensor | None = None,
         bucket: Tensor | None = None,
+        row_scale: Tensor | None = None,
     ) -> Tensor:
         """`x` [rows, ...] rounded, but in training for the rows of nodes that are `protected` [N].
 
         Rows are nodes, or `owner` [rows] names the node of each; `bucket` [rows] is each row's.
+        With `row_scale` [rows, 1] it is x * row_scale that is rounded.
         Raises CalibrationError in eval mode if training has shown no value yet.
         """
         if protected is not None and owner is not None:
             protected = protected.index_select(0, owner)
+        scaling = None if row_scale is None else row_scale.flatten()
+        if scaling is not None and (bucket is not None or not self._scales(x, scaling)):
+            x, scaling = kernels.scale_rows(x, scaling), None
         if self.training:
-            self._follow(x, protected, bucket)
+            self._follow(x, protected, bucket, scaling)
         elif not bool(self.range.seen):
             raise CalibrationError(
                 f"the quantizer of value {self.name!r} has seen no values; run the prepared "
                 f"module in train mode before eval mode"
             )
         kept = protected if self.training else None
-        rule = (*self.qparams(), self.bits, self.policy.estimator, kept)
+        rule = (*self.qparams(), self.bits, self.policy.estimator, kept, scaling)
         factor = None if bucket is None else self.degree_scale[bucket]
         rounded = _Round.apply(kernels.scale_rows(x, factor), *rule)  # type: ignore[no-untyped-call]
         return kernels.scale_rows(rounded, None if factor is None else factor.reciprocal())
@@ -106,8 +111,19 @@ class FakeQuantizer(nn.Module):
             scale = scale * self.stretch.exp()
         return scale, zero_point
 
+    def _scales(self, x: Tensor, scaling: Tensor) -> bool:
+        """Whether rows can be scaled in the same pass that rounds them."""
+        plain = x.dtype == scaling.dtype == torch.float32 and not scaling.requires_grad
+        return plain and self.policy.estimator == "clipped"
+
     @torch.no_grad()
-    def _follow(self, x: Tensor, protected: Tensor | None, bucket: Tensor | None) -> None:
+    def _follow(
+        self,
+        x: Tensor,
+        protected: Tensor | None,
+        bucket: Tensor | None,
+        scaling: Tensor | None,
+    ) -> None:
         """Update the range and, unless the step is learned, the scale with it."""
         learned = self.policy.estimator == "learned-step"
         if bool(self.frozen) or (learned and int(self.range.seen) >= _WARM_UP):
@@ -116,7 +132,7 @@ class FakeQuantizer(nn.Module):
         if bucket is not None:
             self._follow_reach(x.flatten(1), protected, bucket)
             x = kernels.scale_rows(x, self.degree_scale[bucket])
-        self.range.update(x, protected)
+        self.range.update(x, protected, scaling)
         low, high = self.range.lo.clamp(max=0), self.range.hi.clamp(min=0)
         symmetric = self.policy.symmetric and bool(low < 0)
         scale, zero_point = kernels.qparams_of_range(low, high, self.bits, symmetric)
@@ -147,7 +163,7 @@ class DynamicQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale, zero_point = torch.ops.gnnfx.choose_qparams(x.detach().float().contiguous(), 8)
-        return _Round.apply(x, scale, zero_point, 8, "straight-through", None)  # type: ignore[no-untyped-call, no-any-return]
+        return _Round.apply(x, scale, zero_point, 8, "straight-through", None, None)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class WeightQuantizer(nn.Module):
@@ -210,7 +226,8 @@ class ProtectiveMask(nn.Module):
 class _Round(torch.autograd.Function):
     """Fake quantization per tensor; the header of this file has its gradients.
 
-    kept: bool [rows], those that are passed on as they are, in both directions.
+    kept: bool [rows], those that are not rounded, and whose gradients all pass.
+    scaling: float32 [rows], what rows are multiplied by first; of the clipped estimator alone.
     """
 
     @staticmethod
@@ -222,27 +239,28 @@ class _Round(torch.autograd.Function):
         bits: int,
         estimator: str,
         kept: Tensor | None,
+        scaling: Tensor | None,
     ) -> Tensor:
         values = x.detach().float().contiguous()
         qparams = scale.detach(), zero_point, bits
-        y: Tensor = torch.ops.gnnfx.fake_quantize(values, *qparams, kept=kept)
+        y: Tensor = torch.ops.gnnfx.fake_quantize(values, *qparams, scaling, kept)
         ctx.bits, ctx.estimator = bits, estimator
         learned = estimator == "learned-step"
         if estimator != "straight-through" and any(ctx.needs_input_grad[:2]):
-            ctx.save_for_backward(y, scale, zero_point, values if learned else None, kept)
+            ctx.save_for_backward(y, scale, zero_point, values if learned else None, kept, scaling)
         return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         grad: Tensor = grads[0]
         if ctx.estimator == "straight-through":
-            return grad, None, None, None, None, None
-        y, scale, zero_point, x, kept = ctx.saved_tensors
+            return grad, *[None] * 6
+        y, scale, zero_point, x, kept, scaling = ctx.saved_tensors
         if x is None:
-            qparams = scale, zero_point, ctx.bits, kept
+            rule = scale, zero_point, ctx.bits, kept, scaling
             # The gradient may be a constant that one number stands for.
-            passed = torch.ops.gnnfx.clipped_gradient(grad.float().contiguous(), y, *qparams)
-            return passed.to(grad.dtype), None, None, None, None, None
+            passed = torch.ops.gnnfx.clipped_gradient(grad.float().contiguous(), y, *rule)
+            return passed.to(grad.dtype), *[None] * 6
         low, high = (scale * (end - zero_point) for end in kernels.code_range(ctx.bits))
         inside = (x >= low - scale / 2) & (x <= high + scale / 2)
         slope = y / scale - torch.where(inside, x / scale, 0.0)
@@ -252,7 +270,7 @@ class _Round(torch.autograd.Function):
         values = max(x.numel(), 1) * ranks.count()
         strength = 1 / math.sqrt(values * kernels.code_range(ctx.bits)[1])
         step = (grad * slope).sum() * strength
-        return torch.where(inside, grad, 0.0), step, None, None, None, None
+        return torch.where(inside, grad, 0.0), step, *[None] * 5
 
 
 class _RoundWeight(torch.autograd.Function):

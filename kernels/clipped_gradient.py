@@ -2,8 +2,9 @@
 
     dx[i] = dy[i] where scale * (qmin - zero_point) < y[i] < scale * (qmax - zero_point), else 0
 
-with y the rounded value, so the end codes count as clipped; rows that were kept pass all.  Source:
-the clipped estimator of Degree-Quant (Tailor et al., ICLR 2021) as its code runs.
+with y the rounded value, so the end codes count as clipped; rows that were kept pass all.  Where x
+was scaled by rows before it was rounded, so is its gradient.  Source: the clipped estimator of
+Degree-Quant (Tailor et al., ICLR 2021) as its code runs.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from gnnfx.kernels.launch import numba_impl, triton_impl
 from gnnfx.kernels.quantize import (
     check_bits,
     check_kept,
+    check_row_scale,
     code_range,
     fake_quantize_reference,
     fake_quantize_samples,
     of_each_row,
+    scale_rows,
 )
 
 
@@ -33,14 +36,18 @@ def reference(
     zero_point: Tensor,
     bits: int = 8,
     kept: Tensor | None = None,
+    row_scale: Tensor | None = None,
 ) -> Tensor:
-    """float32 `grad` and `y` [rows, ...] of one shape, `kept` bool [rows]: of the same shape."""
+    """float32 `grad` and `y` [rows, ...] of one shape, `kept` bool and `row_scale` float32 [rows].
+
+    Returns float32 of the same shape.
+    """
     low, high = (scale * (end - zero_point) for end in code_range(bits))
     # Half a step from the ends: a product may be off by a rounding.
     passes = (y > low + scale / 2) & (y < high - scale / 2)
     if kept is not None:
         passes = passes | of_each_row(kept, y)
-    return torch.where(passes, grad, 0.0)
+    return torch.where(passes, scale_rows(grad, row_scale), 0.0)
 
 
 def fake(
@@ -50,11 +57,13 @@ def fake(
     zero_point: Tensor,
     bits: int = 8,
     kept: Tensor | None = None,
+    row_scale: Tensor | None = None,
 ) -> Tensor:
     check_bits(bits)
     if y.dim() == 0 or grad.shape != y.shape:
         raise ValueError(f"grad must be {tuple(y.shape)} as y, got {tuple(grad.shape)}")
     check_kept(y, kept)
+    check_row_scale(y, row_scale)
     return torch.empty_like(grad, memory_format=torch.contiguous_format)
 
 
@@ -65,18 +74,19 @@ def cost(
     zero_point: Tensor,
     bits: int = 8,
     kept: Tensor | None = None,
+    row_scale: Tensor | None = None,
 ) -> Cost:
-    """Two comparisons a value; two values are read and one is written."""
-    return Cost(2 * y.numel(), num_bytes(grad, y, y, kept))
+    """Three operations a value; two values are read and one is written."""
+    return Cost(3 * y.numel(), num_bytes(grad, y, y, kept, row_scale))
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
     generator = torch.Generator().manual_seed(2)
-    for x, scale, zero_point, bits, _, kept in fake_quantize_samples(device):
-        assert isinstance(x, Tensor)
-        y = fake_quantize_reference(x, scale, zero_point, bits, kept=kept)  # type: ignore[arg-type]
-        grad = torch.randn(x.shape, generator=generator).to(device)
-        yield grad, y, scale, zero_point, bits, kept
+    for args in fake_quantize_samples(device):
+        y = fake_quantize_reference(*args)  # type: ignore[arg-type]
+        grad = torch.randn(y.shape, generator=generator).to(device)
+        _, scale, zero_point, bits, row_scale, kept = args
+        yield grad, y, scale, zero_point, bits, kept, row_scale
 
 
 CLIPPED_GRADIENT = register(

@@ -86,6 +86,11 @@ def _check_input(x: Tensor, bits: int, row_scale: Tensor | None) -> None:
     check_bits(bits)
     if x.dtype != torch.float32 or x.dim() == 0:
         raise ValueError(f"x must be float32 with rows, got {x.dtype} {tuple(x.shape)}")
+    check_row_scale(x, row_scale)
+
+
+def check_row_scale(x: Tensor, row_scale: Tensor | None) -> None:
+    """Raise ValueError unless `row_scale`, if there is one, has one number for each row of `x`."""
     if row_scale is not None and (row_scale.dim() != 1 or row_scale.shape[0] != x.shape[0]):
         raise ValueError(
             f"row_scale must be [{x.shape[0]}], one a row of x, got {tuple(row_scale.shape)}"
@@ -203,13 +208,14 @@ def fake_quantize_reference(
     row_scale: Tensor | None = None,
     kept: Tensor | None = None,
 ) -> Tensor:
-    """What `x` becomes by quantizing and dequantizing: float32 of the same shape.
+    """What `x` times `row_scale` becomes by quantizing and dequantizing: float32 of the same shape.
 
-    Rows that are `kept`, bool [rows], stay as they are.
+    Rows that are `kept`, bool [rows], are not rounded.
     """
-    codes = to_codes(scale_rows(x, row_scale), scale, zero_point, bits)
+    scaled = scale_rows(x, row_scale)
+    codes = to_codes(scaled, scale, zero_point, bits)
     y = scale * (codes.int() - zero_point).float()
-    return y if kept is None else torch.where(of_each_row(kept, x), x, y)
+    return y if kept is None else torch.where(of_each_row(kept, x), scaled, y)
 
 
 def fake_quantize_fake(

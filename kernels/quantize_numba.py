@@ -1,7 +1,7 @@
-"""CPU code of `gnnfx.kernels.quantize`: passes over memory, one block of channels at a time.
+"""CPU code of `gnnfx.kernels.quantize`: passes over memory, one block of values at a time.
 
-A tensor is seen as rows of equal length.  Without a scale for each row, rows are cut anywhere, and
-the last one may be shorter: blocks are then aligned with its end and do some values twice.
+Blocks begin at multiples of their width, where cache lines do, and hold values of two rows at
+most; the last one is aligned with the end of the tensor and does some values twice.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -9,8 +9,11 @@ the last one may be shorter: blocks are then aligned with its end and do some va
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 from gnnfx.kernels.compile_numba import choose_lanes, compiled
@@ -24,13 +27,16 @@ from gnnfx.kernels.vectors_numba import (
     lesser,
     load_f32,
     load_i8,
+    merge_lanes,
     pack_fields,
     read_f32,
     read_i8,
     read_i32,
     splat_f32,
+    splat_f32_like,
     splat_i32,
     store,
+    stream,
     take_piece,
     to_f32,
     unpack_fields,
@@ -39,45 +45,101 @@ from gnnfx.kernels.vectors_numba import (
     write_u8,
 )
 
-PIECES, COUNT, LENGTH, ROWS, X, OUT, ROW_SCALE, SCALE, ZERO_POINT, LOW, HIGH, KEPT, Y = range(1, 14)
+(
+    PIECES,
+    BLOCKS,
+    COUNT,
+    LENGTH,
+    ROWS,
+    X,
+    OUT,
+    ROW_SCALE,
+    SCALE,
+    ZERO_POINT,
+    LOW,
+    HIGH,
+    KEPT,
+    Y,
+) = range(1, 15)
 _MOST_LANES = 64
-_FLAT_LENGTH = 4096
+_STREAMED = 2**22  # values: more than the caches hold on to until the result is read
 
 
-def _quantize(lanes, simulate):
-    """Codes of floats, or with `simulate` the floats that the codes stand for, but in kept rows."""
+@njit(forceinline=True)
+def _row_of(a, place, row):
+    """The row of the value at `place`, often `row` or the next, and how many of it are left."""
+    left = (row + 1) * a[LENGTH] - place
+    if left <= 0:
+        row += 1
+        left += a[LENGTH]
+    if left <= 0 or left > a[LENGTH]:
+        row = place // a[LENGTH]
+        left = (row + 1) * a[LENGTH] - place
+    return row, left
+
+
+@njit(forceinline=True)
+def _of_rows(first, second, left, lanes, like):
+    """A vector with `first` for the `left` values that a row still has, then `second`."""
+    values = splat_f32_like(first, like)
+    if left < lanes:
+        values = merge_lanes(values, splat_f32_like(second, like), left)
+    return values
+
+
+@njit(forceinline=True)
+def _scaled(x, a, row, left, lanes):
+    """A block of values as their rows are scaled; `left` are of `row`, the others of the next."""
+    factors = a[ROW_SCALE]
+    second = read_f32(factors + 4 * min(row + 1, a[ROWS] - 1))
+    return x * _of_rows(read_f32(factors + 4 * row), second, left, lanes, x)
+
+
+@njit(forceinline=True)
+def _unless_kept(others, kept, a, row, left, lanes):
+    """Such a block of `others`, with the values of `kept` in the rows that are."""
+    second = np.float32(read_i8(a[KEPT] + min(row + 1, a[ROWS] - 1)))
+    is_kept = _of_rows(np.float32(read_i8(a[KEPT] + row)), second, left, lanes, kept)
+    return where_positive(is_kept, kept, others)
+
+
+def _quantize(lanes, simulate, scaled, keeps, streams):
+    """Codes of floats, or with `simulate` the floats that the codes stand for, but in kept rows.
+
+    streams: whether these go past the caches, which would first read what is overwritten.
+    """
 
     def kernel(a):
         scale, zero_point = read_f32(a[SCALE]), read_i32(a[ZERO_POINT])
         scales, zeros = splat_f32(scale, lanes), splat_i32(zero_point, lanes)
+        row = 0
         while True:
             piece = take_piece(a)
             if piece >= a[PIECES]:
                 return
-            first = a[ROWS] * piece // a[PIECES]
-            for row in range(first, a[ROWS] * (piece + 1) // a[PIECES]):
-                place = row * a[LENGTH]
-                stop = min(place + a[LENGTH], a[COUNT])
-                factor = splat_f32(np.float32(1), lanes)
-                if a[ROW_SCALE] != 0:
-                    factor = splat_f32(read_f32(a[ROW_SCALE] + 4 * row), lanes)
-                kept = simulate and a[KEPT] != 0 and read_i8(a[KEPT] + row) != 0
-                while place < stop:
-                    place = min(place, stop - lanes)
-                    x = load_f32(a[X] + 4 * place, lanes)
-                    codes = to_codes(x * factor, scale, zero_point, a[LOW], a[HIGH])
-                    if kept:
-                        store(a[OUT] + 4 * place, x)
-                    elif simulate:
-                        store(a[OUT] + 4 * place, scales * to_f32(widen_i32(codes) - zeros))
+            first, last = a[BLOCKS] * piece // a[PIECES], a[BLOCKS] * (piece + 1) // a[PIECES]
+            for block in range(first, last):
+                place = min(block * lanes, a[COUNT] - lanes)
+                row, left = _row_of(a, place, row)
+                x = load_f32(a[X] + 4 * place, lanes)
+                if scaled:
+                    x = _scaled(x, a, row, left, lanes)
+                codes = to_codes(x, scale, zero_point, a[LOW], a[HIGH])
+                if simulate:
+                    y = scales * to_f32(widen_i32(codes) - zeros)
+                    if keeps:
+                        y = _unless_kept(y, x, a, row, left, lanes)
+                    if streams and place == block * lanes:
+                        stream(a[OUT] + 4 * place, y)
                     else:
-                        store(a[OUT] + place, codes)
-                    place += lanes
+                        store(a[OUT] + 4 * place, y)
+                else:
+                    store(a[OUT] + place, codes)
 
     return kernel
 
 
-def _clip_gradient(lanes):
+def _clip_gradient(lanes, scaled, keeps):
     """X is the gradient towards the rounded values Y."""
 
     def kernel(a):
@@ -86,23 +148,22 @@ def _clip_gradient(lanes):
         lows = splat_f32(scale * np.float32(a[LOW] - zero_point) + half, lanes)
         highs = splat_f32(scale * np.float32(a[HIGH] - zero_point) - half, lanes)
         zeros = splat_f32(np.float32(0), lanes)
+        row = 0
         while True:
             piece = take_piece(a)
             if piece >= a[PIECES]:
                 return
-            first = a[ROWS] * piece // a[PIECES]
-            for row in range(first, a[ROWS] * (piece + 1) // a[PIECES]):
-                place = row * a[LENGTH]
-                stop = min(place + a[LENGTH], a[COUNT])
-                kept = a[KEPT] != 0 and read_i8(a[KEPT] + row) != 0
-                while place < stop:
-                    place = min(place, stop - lanes)
-                    grad = load_f32(a[X] + 4 * place, lanes)
-                    if not kept:
-                        y = load_f32(a[Y] + 4 * place, lanes)
-                        grad = where_positive(lesser(y - lows, highs - y), grad, zeros)
-                    store(a[OUT] + 4 * place, grad)
-                    place += lanes
+            first, last = a[BLOCKS] * piece // a[PIECES], a[BLOCKS] * (piece + 1) // a[PIECES]
+            for block in range(first, last):
+                place = min(block * lanes, a[COUNT] - lanes)
+                row, left = _row_of(a, place, row)
+                y, grad = load_f32(a[Y] + 4 * place, lanes), load_f32(a[X] + 4 * place, lanes)
+                if scaled:
+                    grad = _scaled(grad, a, row, left, lanes)
+                passed = where_positive(lesser(y - lows, highs - y), grad, zeros)
+                if keeps:
+                    passed = _unless_kept(passed, grad, a, row, left, lanes)
+                store(a[OUT] + 4 * place, passed)
 
     return kernel
 
@@ -126,27 +187,24 @@ def _dequantize(lanes):
     return kernel
 
 
-def _range(lanes):
+def _range(lanes, scaled):
     """Least and greatest of each lane of a piece, 0 among them: OUT is float32 [pieces, 2, L]."""
 
     def kernel(a):
+        row = 0
         while True:
             piece = take_piece(a)
             if piece >= a[PIECES]:
                 return
             low, high = splat_f32(np.float32(0), lanes), splat_f32(np.float32(0), lanes)
-            first = a[ROWS] * piece // a[PIECES]
-            for row in range(first, a[ROWS] * (piece + 1) // a[PIECES]):
-                place = row * a[LENGTH]
-                stop = min(place + a[LENGTH], a[COUNT])
-                factor = splat_f32(np.float32(1), lanes)
-                if a[ROW_SCALE] != 0:
-                    factor = splat_f32(read_f32(a[ROW_SCALE] + 4 * row), lanes)
-                while place < stop:
-                    place = min(place, stop - lanes)
-                    y = load_f32(a[X] + 4 * place, lanes) * factor
-                    low, high = lesser(low, y), greater(high, y)
-                    place += lanes
+            first, last = a[BLOCKS] * piece // a[PIECES], a[BLOCKS] * (piece + 1) // a[PIECES]
+            for block in range(first, last):
+                place = min(block * lanes, a[COUNT] - lanes)
+                row, left = _row_of(a, place, row)
+                y = load_f32(a[X] + 4 * place, lanes)
+                if scaled:
+                    y = _scaled(y, a, row, left, lanes)
+                low, high = lesser(low, y), greater(high, y)
             store(a[OUT] + 8 * lanes * piece, low)
             store(a[OUT] + 8 * lanes * piece + 4 * lanes, high)
 
@@ -213,12 +271,26 @@ def _unpack(lanes, bits):
     return kernel
 
 
-def _rows(x: Tensor, *of_rows: Tensor | None) -> tuple[int, int, int]:
-    """(values, length of a row, rows) of `x`: its own rows where any operand has one for each."""
+class _Blocks(NamedTuple):
+    """How a tensor is cut: `lanes` values a block, rows of `length`, which are no shorter."""
+
+    lanes: int
+    blocks: int
+    values: int
+    length: int
+    rows: int
+
+    @property
+    def pieces(self) -> int:
+        return count_pieces(self.values, self.blocks)
+
+
+def _cut(x: Tensor, *of_rows: Tensor | None) -> _Blocks:
+    """Blocks of `x` with values; rows are its own where any operand has one for each."""
     count = x.numel()
-    if all(operand is None for operand in of_rows):
-        return count, _FLAT_LENGTH, -(-count // _FLAT_LENGTH)
-    return count, count // max(x.shape[0], 1), x.shape[0]
+    rows = 1 if all(operand is None for operand in of_rows) else x.shape[0]
+    lanes = choose_lanes(count // rows, _MOST_LANES)
+    return _Blocks(lanes, -(-count // lanes), count, count // rows, rows)
 
 
 def _quantize_rows(
@@ -232,12 +304,14 @@ def _quantize_rows(
     simulate: bool,
 ) -> Tensor:
     row_scale, kept = _contiguous(row_scale), _contiguous(kept)
-    count, length, rows = _rows(x, row_scale, kept)
-    if count:
+    if x.numel():
+        cut = _cut(x, row_scale, kept)
         operands = address(x), address(out), address(row_scale), address(scale), address(zero_point)
-        kernel = compiled(_quantize, choose_lanes(min(count, length), _MOST_LANES), simulate)
-        args = [count, length, rows, *operands, *code_range(bits), address(kept)]
-        launch(kernel, count_pieces(count, rows), args)
+        args = [*cut[1:], *operands, *code_range(bits), address(kept)]
+        streams = simulate and x.numel() >= _STREAMED and address(out) % 64 == 0
+        given = row_scale is not None, kept is not None
+        kernel = compiled(_quantize, cut.lanes, simulate, *given, streams and 4 * cut.lanes >= 64)
+        launch(kernel, cut.pieces, args)
     return out
 
 
@@ -285,6 +359,7 @@ def reject_clipped_gradient(
     zero_point: Tensor,
     bits: int = 8,
     kept: Tensor | None = None,
+    row_scale: Tensor | None = None,
 ) -> str | None:
     return reject_floats(grad=grad, y=y)
 
@@ -296,14 +371,15 @@ def clipped_gradient(
     zero_point: Tensor,
     bits: int = 8,
     kept: Tensor | None = None,
+    row_scale: Tensor | None = None,
 ) -> Tensor:
-    out, kept = empty(y.shape), _contiguous(kept)
-    count, length, rows = _rows(y, kept)
-    if count:
-        operands = address(grad), address(out), 0, address(scale), address(zero_point)
-        args = [count, length, rows, *operands, *code_range(bits), address(kept), address(y)]
-        kernel = compiled(_clip_gradient, choose_lanes(min(count, length), _MOST_LANES))
-        launch(kernel, count_pieces(count, rows), args)
+    out, row_scale, kept = empty(y.shape), _contiguous(row_scale), _contiguous(kept)
+    if y.numel():
+        cut = _cut(y, row_scale, kept)
+        own = address(row_scale), address(scale), address(zero_point)
+        operands = address(grad), address(out), *own, *code_range(bits), address(kept), address(y)
+        kernel = compiled(_clip_gradient, cut.lanes, row_scale is not None, kept is not None)
+        launch(kernel, cut.pieces, [*cut[1:], *operands])
     return out
 
 
@@ -321,7 +397,7 @@ def dequantize(
     if count:
         operands = address(codes), address(out), 0, address(scale), address(zero_point)
         kernel = compiled(_dequantize, choose_lanes(count, _MOST_LANES))
-        launch(kernel, count_pieces(count, count), [count, 0, 0, *operands])
+        launch(kernel, count_pieces(count, count), [0, count, 0, 0, *operands])
     return out
 
 
@@ -334,15 +410,14 @@ def reject_choose_qparams(
 def choose_qparams(
     x: Tensor, bits: int = 8, symmetric: bool = True, row_scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    count, length, rows = _rows(x, row_scale)
-    if not count:
+    if not x.numel():
         zero = torch.zeros((), device="cpu")
         return qparams_of_range(zero, zero, bits, symmetric)
-    row_scale = _contiguous(row_scale)
-    lanes, pieces = choose_lanes(min(count, length), _MOST_LANES), count_pieces(count, rows)
-    ranges = empty((pieces, 2, lanes))
+    row_scale, cut = _contiguous(row_scale), _cut(x, row_scale)
+    ranges = empty((cut.pieces, 2, cut.lanes))
     operands = address(x), address(ranges), address(row_scale)
-    launch(compiled(_range, lanes), pieces, [count, length, rows, *operands])
+    kernel = compiled(_range, cut.lanes, row_scale is not None)
+    launch(kernel, cut.pieces, [*cut[1:], *operands])
     return qparams_of_range(ranges[:, 0].amin(), ranges[:, 1].amax(), bits, symmetric)
 
 
@@ -370,7 +445,7 @@ def _convert_rows(make, x: Tensor, out: Tensor, length: int, bits: int) -> None:
         count = x.numel() // x.shape[-1] * length
         rows = count // length
         lanes = max(choose_lanes(length, _MOST_LANES), 8 // bits)
-        args = [count, length, rows, address(x), address(out)]
+        args = [0, count, length, rows, address(x), address(out)]
         launch(compiled(make, lanes, bits), count_pieces(count, rows), args)
 
 

@@ -44,21 +44,21 @@ def _quantize(
 ):
     """Codes of x (f32 [R, C]), packed, or with SIMULATE the float32 values they stand for.
 
-    With SIMULATE, rows that are kept (u8, one for each that has a scale) stay as they are.
+    With SIMULATE, rows that are kept (u8, one for each that has a scale) are not rounded.
     """
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row_mask = rows < num_rows
     first = tl.program_id(1) * COLS
-    x = load_rows(x_ptr, rows, row_mask, first, channels, COLS)  # [ROWS, COLS]
-    y = x
+    y = load_rows(x_ptr, rows, row_mask, first, channels, COLS)  # [ROWS, COLS]
     if row_scale_ptr is not None:
         y *= tl.load(row_scale_ptr + rows // rows_per_scale, mask=row_mask, other=0.0)[:, None]
     if SIMULATE:
         scale, zero_point = tl.load(scale_ptr), tl.load(zero_point_ptr)
-        y = (to_codes(y, scale, zero_point, BITS) - zero_point).to(tl.float32) * scale
+        rounded = (to_codes(y, scale, zero_point, BITS) - zero_point).to(tl.float32) * scale
         if kept_ptr is not None:
             kept = tl.load(kept_ptr + rows // rows_per_scale, mask=row_mask, other=0)
-            y = tl.where(kept[:, None] != 0, x, y)
+            rounded = tl.where(kept[:, None] != 0, y, rounded)
+        y = rounded
         store_rows(out_ptr, y, rows, row_mask, first, channels, width, None, None, BITS)
     else:
         store_rows(
@@ -73,15 +73,16 @@ def _clipped_gradient(
     scale_ptr,
     zero_point_ptr,
     kept_ptr,
+    row_scale_ptr,
     out_ptr,
     num_rows,
     channels,
-    rows_per_kept,
+    rows_per_scale,
     BITS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """The gradient [R, C] where y is strictly between the end codes, or the row is kept (u8)."""
+    """The scaled gradient [R, C] where y is strictly between the end codes or kept (u8 a row)."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row_mask = rows < num_rows
     first = tl.program_id(1) * COLS
@@ -91,9 +92,11 @@ def _clipped_gradient(
     y = load_rows(y_ptr, rows, row_mask, first, channels, COLS)
     passes = (y > low) & (y < high)
     if kept_ptr is not None:
-        kept = tl.load(kept_ptr + rows // rows_per_kept, mask=row_mask, other=0)
+        kept = tl.load(kept_ptr + rows // rows_per_scale, mask=row_mask, other=0)
         passes = passes | (kept[:, None] != 0)
     grad = load_rows(grad_ptr, rows, row_mask, first, channels, COLS)
+    if row_scale_ptr is not None:
+        grad *= tl.load(row_scale_ptr + rows // rows_per_scale, mask=row_mask, other=0.0)[:, None]
     grad = tl.where(passes, grad, 0.0)
     store_rows(out_ptr, grad, rows, row_mask, first, channels, channels, None, None, BITS)
 
@@ -256,8 +259,11 @@ def reject_clipped_gradient(
     zero_point: Tensor,
     bits: int = 8,
     kept: Tensor | None = None,
+    row_scale: Tensor | None = None,
 ) -> str | None:
-    return reject_strided(grad=grad) or reject_fake_quantize(y, scale, zero_point, bits, None, kept)
+    return reject_strided(grad=grad) or reject_fake_quantize(
+        y, scale, zero_point, bits, row_scale, kept
+    )
 
 
 def clipped_gradient(
@@ -267,6 +273,7 @@ def clipped_gradient(
     zero_point: Tensor,
     bits: int = 8,
     kept: Tensor | None = None,
+    row_scale: Tensor | None = None,
 ) -> Tensor:
     out = torch.empty_like(grad)
     rows, channels = _rows(y), y.shape[-1]
@@ -277,6 +284,7 @@ def clipped_gradient(
         scale,
         zero_point,
         _bytes(kept),
+        row_scale,
         out,
         rows,
         channels,

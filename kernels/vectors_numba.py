@@ -159,6 +159,18 @@ def store(typingctx, address, value):
     return types.void(types.int64, value), codegen
 
 
+@intrinsic
+def stream(typingctx, address, value):
+    """Write a vector past the caches, to an address that is a multiple of 64."""
+
+    def codegen(context, builder, sig, args):
+        written = builder.store(args[1], pointer_to(builder, args[0], value.llvm), align=64)
+        written.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), codegen
+
+
 def _make_read(scalar):
     numba_type, llvm_type = _SCALARS[scalar]
 

@@ -89,6 +89,38 @@ def test_rows_of_edges_go_by_their_owner() -> None:
     assert not torch.equal(y[owner == 1], x[owner == 1])
 
 
+@pytest.mark.parametrize("estimator", ["clipped", "straight-through", "learned-step"])
+@pytest.mark.parametrize("learned_norm", [False, True])
+def test_rows_are_scaled_before_they_are_rounded(estimator: Estimator, learned_norm: bool) -> None:
+    norm = torch.linspace(0.1, 2.0, 40)[:, None].requires_grad_(learned_norm)
+    protected = torch.arange(40) % 7 == 3
+    results = []
+    for scaled_by_quantizer in (True, False):
+        torch.manual_seed(0)
+        quantizer = FakeQuantizer("h", 4, Training(estimator, "percentile", 0.9, sample=64))
+        x = values().requires_grad_()
+        if scaled_by_quantizer:
+            y = quantizer(x, protected, row_scale=norm)
+        else:
+            y = quantizer(x * norm, protected)
+        y.mul(values(seed=1)).sum().backward()
+        parts = [y.detach(), x.grad, *quantizer.qparams()]
+        parts += [norm.grad] if learned_norm else []
+        norm.grad = None
+        results.append(parts)
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+    assert torch.equal(results[0][0][protected], (values() * norm.detach())[protected])
+
+
+def test_large_tensors_go_past_the_caches() -> None:
+    """Rows that begin anywhere in a cache line, and an end that fills none."""
+    x = torch.randn(4201, 1001, generator=torch.Generator().manual_seed(0))
+    qparams, kept = (torch.tensor(0.1), torch.tensor(3, dtype=torch.int32)), x[:, 0] > 1
+    got = torch.ops.gnnfx.fake_quantize(x, *qparams, 4, None, kept)
+    assert torch.equal(got, fake_quantize_reference(x, *qparams, 4, None, kept))
+
+
 def test_masks_follow_the_rank_and_the_seed() -> None:
     mask, rank = ProtectiveMask(0.1, 0.5), torch.linspace(0, 1, 20_000)
     torch.manual_seed(0)

@@ -61,6 +61,17 @@ def test_a_sample_is_close_to_all_values() -> None:
     assert float(some.hi) == pytest.approx(float(whole.hi), rel=0.1)
 
 
+def test_samples_are_of_rows_that_count_even_if_few_do() -> None:
+    torch.manual_seed(0)
+    x = torch.full((1000, 50), 1e6)
+    x[::20] = torch.rand(50, 50) + 1
+    ignored = torch.arange(1000) % 20 != 0
+    found = TrackedRange(Training(observer="percentile", percentile=0.99, sample=256), 8)
+    found.update(x, ignored, torch.full((1000,), 2.0))
+    assert float(found.lo) == pytest.approx(2.0, rel=0.05)
+    assert float(found.hi) == pytest.approx(4.0, rel=0.05)
+
+
 def test_mse_clips_outliers() -> None:
     x = torch.cat(
         [torch.randn(100_000, generator=torch.Generator().manual_seed(0)), torch.tensor([60.0])]

@@ -4,6 +4,7 @@ Instructions that are the identity in the IR become what they stand for:
 
     observe(x, 'h', rank)        _quantizers.at_h(x, _protect(rank))
     observe(x, 'h', bucket=b)    _quantizers.at_h(x, bucket=b)
+    observe(x * norm, 'h')       _quantizers.at_h(x, row_scale=norm)        norm [N, 1]
     linear(a, w) of codes        linear(a, _weights.at_w(w))
     dropout(x, p)                training_ops.dropout(x, p, <module>.training)
     linear(x, w) of an input     linear_of_nonzeros(x, nonzeros(x), w)      if it is mostly zeros
@@ -84,6 +85,8 @@ class _Builder:
         match instr.op:
             case "observe":
                 return self._quantizer(instr)
+            case "aten.mul.Tensor" if _is_scaled_by_quantizer(instr):
+                return self._of(instr.arg)
             case "dropout" if reads_nonzeros(sole_user(instr), self._densities):
                 return self._of(instr.arg)  # the layer that reads it drops what is not zero
             case "aten.linear.default" if reads_nonzeros(instr, self._densities):
@@ -137,6 +140,8 @@ class _Builder:
             args += [self._of(owner)] if (owner := observe.args["owner"]) is not None else []
         bucket = observe.args["bucket"]
         named: dict[str, Argument] = {} if bucket is None else {"bucket": self._of(bucket)}
+        if _is_scaled_by_quantizer(observe.arg):
+            named["row_scale"] = self._of(observe.arg.args["other"])
         target = f"{QUANTIZERS}.{site(observe.args['name'])}"
         return self.graph.call_module(target, tuple(args), named)
 
@@ -180,6 +185,15 @@ def _is_activated(instr: Instr) -> bool:
         return False
     user = sole_user(instr)
     return user is not None and user.op == "aten.relu.default"
+
+
+def _is_scaled_by_quantizer(instr: Instr) -> bool:
+    """Whether `instr` multiplies each row by a number, for nothing but a quantizer."""
+    if instr.op != "aten.mul.Tensor" or not isinstance(other := instr.args["other"], Instr):
+        return False
+    user = sole_user(instr)
+    of_rows = other.shape == (instr.arg.shape[0], 1) if len(instr.arg.shape) == 2 else False
+    return of_rows and user is not None and user.op == "observe"
 
 
 def _has(owner: nn.Module, path: str) -> bool:
