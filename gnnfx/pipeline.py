@@ -36,6 +36,7 @@ from gnnfx.passes.reassociate import Reassociate
 from gnnfx.passes.remark_input_reads import RemarkInputReads
 from gnnfx.passes.scale_by_degree import ScaleByDegree
 from gnnfx.passes.select_csr_linear import SelectCsrLinear
+from gnnfx.passes.select_quantized_sparse_linear import SelectQuantizedSparseLinear
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
 from gnnfx.passes.separate_norm import SeparateNorm
 from gnnfx.passes.split_edge_types import SplitEdgeTypes
@@ -105,6 +106,7 @@ def quantize_passes() -> list[Pass]:
         EliminateCommonSubexpressions(),
         FoldQuantization(),
         FoldChannelScale(),
+        SelectQuantizedSparseLinear(),
         FuseEdgeMlp(),
         FuseEpilogue(),
         FuseLinearSum(),

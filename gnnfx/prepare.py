@@ -150,7 +150,12 @@ def convert(prepared: PreparedModule) -> OptimizedModule:
             "cannot be converted; expected a module prepared with placement='kernels'"
         )
     ctx = replace(
-        origin.ctx, remarks=list(origin.ctx.remarks), qparams={}, degree_scales={}, weight_scales={}
+        origin.ctx,
+        remarks=list(origin.ctx.remarks),
+        qparams={},
+        degree_scales={},
+        weight_scales={},
+        densities=origin.traced.densities,
     )
     home = next((t.device for t in origin.program.tensors.values()), torch.device("cpu"))
     for name, quantizer in prepared.quantizers().items():

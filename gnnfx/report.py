@@ -26,6 +26,7 @@ _COMPUTE = (
     "aten.matmul.default",
     "linear",
     "sparse_linear",
+    "quantized_sparse_linear",
     "csr_linear",
     "gather",
     "scatter",

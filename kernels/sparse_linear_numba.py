@@ -29,14 +29,20 @@ from gnnfx.kernels.vectors_numba import (
 )
 
 PIECES, ROWS, INPUTS, OUTPUTS, X, WEIGHT, BIAS, OUT, DENSE = range(1, 10)
-_CAPACITY = 1024  # positions of values that are not zero, at a time
-_ROWS_A_PIECE = 64
+CAPACITY = 1024  # positions of values that are not zero, at a time
+ROWS_A_PIECE = 64
 # Above a density of 1 / 8 a vectorized dense product is faster than picking out values.
 _LEAST_ZEROS = 8
 
 
 @njit(forceinline=True)
-def _list_places(places, count, mask, start):
+def is_dense(found, rows, inputs):
+    """Whether `found` values in the first `rows` of a piece are too many to be picked out."""
+    return found * _LEAST_ZEROS > (rows + 2) * inputs
+
+
+@njit(forceinline=True)
+def list_places(places, count, mask, start):
     """Append the positions of the bits of `mask`, from `start` on, to a list of `count`.
 
     Two are written without asking how many there are: a branch on that is seldom predicted.
@@ -67,7 +73,7 @@ def _add_products(a, x, out, places, count, lanes):
 
 def _sparse_linear(lanes):
     def kernel(a):
-        places = scratch_floats(_CAPACITY)
+        places = scratch_floats(CAPACITY)
         while True:
             piece = take_piece(a)
             if piece >= a[PIECES]:
@@ -84,22 +90,22 @@ def _sparse_linear(lanes):
                 count, start = 0, 0
                 while start < a[INPUTS]:
                     mask = block_mask(x, start, a[INPUTS])
-                    count = _list_places(places, count, mask, start)
+                    count = list_places(places, count, mask, start)
                     start += BLOCK
-                    if count > _CAPACITY - BLOCK - 2:
+                    if count > CAPACITY - BLOCK - 2:
                         found += count
                         _add_products(a, x, out, places, count, lanes)
                         count = 0
                 found += count
                 _add_products(a, x, out, places, count, lanes)
-                if found * _LEAST_ZEROS > (row + 1 - first) * a[INPUTS] + 2 * a[INPUTS]:
+                if is_dense(found, row + 1 - first, a[INPUTS]):
                     write_i32(a[DENSE], 1)
                     return
 
     return kernel
 
 
-def _lanes(outputs: int) -> int:
+def lanes_of(outputs: int) -> int:
     return next(lanes for lanes in (64, 16, 4, 1) if outputs % lanes == 0)
 
 
@@ -118,6 +124,6 @@ def sparse_linear(x: Tensor, weight_t: Tensor, bias: Tensor | None = None) -> Te
     out = empty((rows, outputs))
     dense = torch.zeros(1, dtype=torch.int32)
     operands = [address(t) for t in (x, weight_t, bias, out, dense)]
-    pieces = max(1, rows // _ROWS_A_PIECE)
-    launch(compiled(_sparse_linear, _lanes(outputs)), pieces, [rows, inputs, outputs, *operands])
+    pieces = max(1, rows // ROWS_A_PIECE)
+    launch(compiled(_sparse_linear, lanes_of(outputs)), pieces, [rows, inputs, outputs, *operands])
     return reference(x, weight_t, bias) if dense.item() else out

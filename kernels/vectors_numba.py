@@ -127,6 +127,7 @@ def _make_load(element):
 
 
 load_i8 = _make_load("i8")
+load_i32 = _make_load("i32")
 load_f32 = _make_load("f32")
 
 

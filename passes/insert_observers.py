@@ -52,7 +52,7 @@ class InsertObservers(Pass):
         assert quantize is not None
         rewriter = Rewriter(program, self.name)
         layers = list(rewriter.program.find(*_OPERANDS))
-        _verify_patterns(ctx.policy, layers)
+        _verify_patterns(ctx.policy, list(rewriter.program.find(*_OPERANDS, "sparse_linear")))
         observed: dict[Instr, Instr] = {}
         for site in [i for i in layers if _quantizes(i, ctx)]:
             bits = quantize.activation_bits_of(site.module)

@@ -11,6 +11,7 @@ from gnnfx.ir.patterns import is_param
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
+from gnnfx.policy import Policy, matches
 
 # A value that is picked out takes as long as multiply-adds for 600 outputs of a dense product.
 _MOST_NONZERO, _OUTPUTS_A_VALUE = 0.08, 600
@@ -28,6 +29,7 @@ class SelectSparseLinear(Pass):
         for linear in rewriter.program.find("aten.linear.default"):
             density = ctx.densities.get(linear.arg.name, 1.0)
             sparse = linear.arg.op == "input" and _fits(linear, density)
+            sparse = sparse and not _runs_on_codes(linear, ctx.policy)
             if sparse and ctx.allows(linear):
                 rewriter.replace(linear, _sparse(rewriter, linear))
                 ctx.did(linear, f"reads only the {density:.1%} of its input that is not zero")
@@ -36,12 +38,20 @@ class SelectSparseLinear(Pass):
 
 def _fits(linear: Instr, density: float) -> bool:
     weight = linear.args["weight"]
-    return is_param(weight) and len(linear.shape) == 2 and saves_time(weight, density)
-
-
-def saves_time(weight: Instr, density: float) -> bool:
-    """Whether picking out values is faster than the dense product of a linear layer."""
+    if not is_param(weight) or len(linear.shape) != 2:
+        return False
     outputs, inputs = map(int, weight.shape)
+    return saves_time(outputs, inputs, density)
+
+
+def _runs_on_codes(linear: Instr, policy: Policy) -> bool:
+    """Whether the policy wants integers in this layer even where floats are as fast."""
+    everywhere = policy.quantize is not None and policy.quantize.layers == "all"
+    return everywhere and not any(matches(p, linear.module) for p in policy.skip)
+
+
+def saves_time(outputs: int, inputs: int, density: float) -> bool:
+    """Whether picking out values is faster than the dense product of a linear layer."""
     return inputs >= _LEAST_INPUTS and density <= min(_MOST_NONZERO, outputs / _OUTPUTS_A_VALUE)
 
 

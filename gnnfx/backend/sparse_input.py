@@ -33,7 +33,8 @@ def reads_nonzeros(instr: Instr | None, densities: dict[str, float]) -> bool:
     density = densities.get(x.name, 1.0)
     if dropped and density <= _MOST_NONZERO_DROPPED:
         return True
-    return saves_time(instr.args["weight"], density)
+    outputs, inputs = map(int, instr.args["weight"].shape)
+    return saves_time(outputs, inputs, density)
 
 
 def nonzeros(x: Tensor) -> Csr | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_geometric.nn import GCN
 
 import gnnfx
+from gnnfx.policy import Policy, Quantize
 
 
 def words(density: float, nodes: int = 60, inputs: int = 200) -> tuple[Tensor, Tensor]:
@@ -37,3 +38,47 @@ def test_a_product_skips_zeros_where_that_pays(
         x = other[0][: other[1].max() + 1]
         with torch.no_grad():
             torch.testing.assert_close(opt(x, other[1]), model(x, other[1]), rtol=1e-5, atol=1e-5)
+
+
+POLICIES: list[tuple[Policy, bool]] = [
+    (Policy(Quantize(8, 8, layers="all")), True),
+    (Policy(Quantize(4, 8, layers="all")), True),
+    (Policy(Quantize(8, 8)), False),
+    (Policy(Quantize(8, 8, layers="all"), skip=("convs.0.lin",)), False),
+]
+
+
+@pytest.mark.parametrize(("policy", "integer"), POLICIES)
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_integers_skip_zeros_and_make_the_same_sums(
+    policy: Policy, integer: bool, calibrated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = words(0.02)
+    model = GCN(200, 16, 2, 5).eval()
+
+    def optimized() -> gnnfx.OptimizedModule:
+        return gnnfx.optimize(model, policy, call, calibration=[call] if calibrated else None)
+
+    sparse = optimized()
+    assert ("= quantized_sparse_linear" in sparse.ir()) is integer
+    assert ("= sparse_linear" in sparse.ir()) is not integer
+    if not integer:
+        return
+    module = "gnnfx.passes.select_quantized_sparse_linear.saves_time"
+    monkeypatch.setattr(module, lambda *args: False)
+    dense = optimized()
+    assert "sparse_linear" not in dense.ir()
+    for density in (0.0, 0.02, 0.5):
+        x, edge_index = words(density)
+        assert torch.equal(sparse(x, edge_index), dense(x, edge_index))
+
+
+def test_what_was_trained_on_sparse_inputs_converts() -> None:
+    call = words(0.02)
+    prepared = gnnfx.prepare(GCN(200, 16, 2, 5), "int8-dq", call).train()
+    prepared(*call).sum().backward()
+    integers = gnnfx.convert(prepared)
+    assert "= quantized_sparse_linear" in integers.ir()
+    with torch.no_grad():
+        want = prepared.eval()(*call)
+        torch.testing.assert_close(integers(*call), want, rtol=1e-4, atol=1e-4)
