@@ -133,7 +133,7 @@ class FakeQuantizer(nn.Module):
             self._follow_reach(x.flatten(1), protected, bucket)
             x = kernels.scale_rows(x, self.degree_scale[bucket])
         self.range.update(x, protected, scaling)
-        low, high = self.range.lo.clamp(max=0), self.range.hi.clamp(min=0)
+        low, high = self.range.lo, self.range.hi
         symmetric = self.policy.symmetric and bool(low < 0)
         scale, zero_point = kernels.qparams_of_range(low, high, self.bits, symmetric)
         self.scale.copy_(scale)

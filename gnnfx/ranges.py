@@ -26,7 +26,7 @@ _CANDIDATES = 64
 class TrackedRange(nn.Module):
     """The range of one site: buffers `lo`, `hi` (float32, 0-d) and `seen`, the tensors it saw.
 
-    Before the first of these the range is empty, from inf to -inf.
+    Every range holds 0, which has a code in any case.
     bits: width of the codes, for the mean squared error.
     """
 
@@ -38,8 +38,8 @@ class TrackedRange(nn.Module):
         super().__init__()
         self.policy = training
         self.bits = bits
-        self.register_buffer("lo", torch.tensor(math.inf))
-        self.register_buffer("hi", torch.tensor(-math.inf))
+        self.register_buffer("lo", torch.zeros(()))
+        self.register_buffer("hi", torch.zeros(()))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def extra_repr(self) -> str:
@@ -57,7 +57,7 @@ class TrackedRange(nn.Module):
         found = self._current(rows, ignored if rows.numel() else None, row_scale)
         if found is None:
             return
-        low, high = found
+        low, high = found[0].clamp(max=0), found[1].clamp(min=0)
         if self.policy.observer in ("minmax", "percentile"):
             torch.minimum(self.lo, low, out=self.lo)
             torch.maximum(self.hi, high, out=self.hi)

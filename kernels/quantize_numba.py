@@ -103,9 +103,10 @@ def _unless_kept(others, kept, a, row, left, lanes):
     return where_positive(is_kept, kept, others)
 
 
-def _quantize(lanes, simulate, scaled, keeps, streams):
+def _quantize(lanes, simulate, scaled, keeps, each, streams):
     """Codes of floats, or with `simulate` the floats that the codes stand for, but in kept rows.
 
+    each: whether every value is a row.
     streams: whether these go past the caches, which would first read what is overwritten.
     """
 
@@ -127,7 +128,10 @@ def _quantize(lanes, simulate, scaled, keeps, streams):
                 codes = to_codes(x, scale, zero_point, a[LOW], a[HIGH])
                 if simulate:
                     y = scales * to_f32(widen_i32(codes) - zeros)
-                    if keeps:
+                    if keeps and each:
+                        kept = to_f32(widen_i32(load_i8(a[KEPT] + place, lanes)))
+                        y = where_positive(kept, x, y)
+                    elif keeps:
                         y = _unless_kept(y, x, a, row, left, lanes)
                     if streams and place == block * lanes:
                         stream(a[OUT] + 4 * place, y)
@@ -305,11 +309,12 @@ def _quantize_rows(
 ) -> Tensor:
     row_scale, kept = _contiguous(row_scale), _contiguous(kept)
     if x.numel():
-        cut = _cut(x, row_scale, kept)
+        each = row_scale is None and kept is not None and kept.numel() == x.numel()
+        cut = _cut(x, row_scale, None if each else kept)
         operands = address(x), address(out), address(row_scale), address(scale), address(zero_point)
         args = [*cut[1:], *operands, *code_range(bits), address(kept)]
         streams = simulate and x.numel() >= _STREAMED and address(out) % 64 == 0
-        given = row_scale is not None, kept is not None
+        given = row_scale is not None, kept is not None, each
         kernel = compiled(_quantize, cut.lanes, simulate, *given, streams and 4 * cut.lanes >= 64)
         launch(kernel, cut.pieces, args)
     return out

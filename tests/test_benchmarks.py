@@ -14,9 +14,20 @@ import torch
 import torch_geometric.nn as pyg
 
 import gnnfx
+from gnnfx import qat
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-MODULES = ("compare", "graphs", "limits", "memory", "report", "rounds", "run", "workloads")
+MODULES = (
+    "compare",
+    "conversion",
+    "graphs",
+    "limits",
+    "memory",
+    "report",
+    "rounds",
+    "run",
+    "workloads",
+)
 OPTIONS = ["--workloads", "molecules-gcn", "--parts", "workloads", "--budget", "0.02"]
 
 
@@ -129,6 +140,28 @@ def test_sparse_products_are_limited_by_what_they_move(suite: SimpleNamespace) -
     limits = suite.limits.Limits.of(edge_index, 300)
     found = {time.op: time for time in achieved.op_times(module, (x, edge_index), limits)}
     assert found["sparse_linear"].bound in ("copy", "gather")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_codes_of_a_converted_module_are_compared_site_by_site(
+    suite: SimpleNamespace, bits: int
+) -> None:
+    call = torch.randn(60, 20), torch.randint(60, (2, 300))
+    labels = torch.arange(60) % 5
+    workload = suite.conversion.Workload(
+        "GIN", lambda: qat.build("GIN", 20, 5), (call, labels, slice(None)), call
+    )
+    row = suite.conversion._measure(workload, bits, epochs=3, budget=0.01)
+    widths = 20 + 20 + 64 + 64 + 64 + 64
+    assert (row.sites, row.of_sites, row.codes) == (6, 6, 60 * widths)
+    assert row.different <= 2
+    simulation = suite.conversion._trained(workload, "DQ", bits, 3)
+    other = gnnfx.convert(suite.conversion._trained(workload, "DQ", bits, 9))
+    wanted, found = (
+        suite.conversion._simulated_codes(simulation, call),
+        suite.conversion._codes(other, call),
+    )
+    assert any(bool((wanted[site] != found[site]).any()) for site in wanted)
 
 
 def test_reading_rows_reads_every_byte(suite: SimpleNamespace) -> None:

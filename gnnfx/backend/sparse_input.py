@@ -2,8 +2,8 @@
 
     y = W dropout(x) + b = sum over the k with x[i, k] != 0 of dropout(x[i, k]) * W[:, k], plus b
 
-is an `aggregate` of rows of the transposed weight, and dropout draws for values that are not zero
-alone.  What an input holds is read from its values in every call.
+is an `aggregate` of rows of the transposed weight, and only values that are not zero are dropped
+and rounded: a zero stays one.  What an input holds is read from its values in every call.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gnnfx.backend.training_ops import dropout, linear_relu
+from gnnfx.fake_quantize import FakeQuantizer
 from gnnfx.ir.patterns import sole_user
 from gnnfx.ir.program import Instr
 from gnnfx.passes.select_sparse_linear import saves_time
@@ -23,18 +24,38 @@ _MOST_NONZERO_DROPPED = 0.15
 
 
 def reads_nonzeros(instr: Instr | None, densities: dict[str, float]) -> bool:
-    """Whether `instr` is a linear layer of an input, perhaps dropped, that is sparse enough."""
+    """Whether `instr` is a linear layer of an input that is sparse enough.
+
+    Nothing but dropout and a quantizer without degrees may be between them.
+    """
     if instr is None or instr.op != "aten.linear.default" or len(instr.shape) != 2:
         return False
-    dropped = instr.arg.op == "dropout"
-    x = instr.arg.arg if dropped else instr.arg
-    if x.op != "input" or (dropped and sole_user(instr.arg) is None):
+    between, x = before(instr)
+    if x.op != "input" or any(sole_user(i) is None for i in between.values()):
+        return False
+    if "observe" in between and between["observe"].args["bucket"] is not None:
         return False
     density = densities.get(x.name, 1.0)
-    if dropped and density <= _MOST_NONZERO_DROPPED:
+    if "dropout" in between and density <= _MOST_NONZERO_DROPPED:
         return True
     outputs, inputs = map(int, instr.args["weight"].shape)
     return saves_time(outputs, inputs, density)
+
+
+def before(linear: Instr) -> tuple[dict[str, Instr], Instr]:
+    """The dropout and the quantizer in front of a linear layer, by op, and what they are given."""
+    between: dict[str, Instr] = {}
+    value = linear.arg
+    while value.op in ("dropout", "observe") and value.op not in between:
+        between[value.op] = value
+        value = value.arg
+    return between, value
+
+
+def behind(instr: Instr) -> Instr | None:
+    """The layer that alone reads `instr`, perhaps dropped or rounded."""
+    user = sole_user(instr)
+    return behind(user) if user is not None and user.op in ("dropout", "observe") else user
 
 
 def nonzeros(x: Tensor) -> Csr | None:
@@ -44,6 +65,25 @@ def nonzeros(x: Tensor) -> Csr | None:
         return None
     found: Csr = torch.ops.gnnfx.dense_to_csr(x)
     return found if 4 * len(found[2]) <= x.numel() else None
+
+
+def rounded(
+    quantizer: FakeQuantizer,
+    x: Tensor,
+    csr: Csr | None,
+    protected: Tensor | None = None,
+    owner: Tensor | None = None,
+) -> tuple[Tensor, Csr | None]:
+    """`x` and `csr` with the values that `csr` holds of it rounded, or else all of `x`."""
+    # The gradient of a learned step is weighed by how many values there are, zeros among them.
+    if csr is None or quantizer.policy.estimator == "learned-step":
+        return quantizer(x, protected, owner), None
+    rowptr, columns, values = csr
+    rows = None
+    if protected is not None:
+        rows = torch.repeat_interleave(rowptr.diff(), output_size=len(values))
+        rows = rows if owner is None else owner[rows]
+    return x, (rowptr, columns, quantizer(values[:, None], protected, rows)[:, 0])
 
 
 def linear_of_nonzeros(

@@ -7,7 +7,8 @@ Instructions that are the identity in the IR become what they stand for:
     observe(x * norm, 'h')       _quantizers.at_h(x, row_scale=norm)        norm [N, 1]
     linear(a, w) of codes        linear(a, _weights.at_w(w))
     dropout(x, p)                training_ops.dropout(x, p, <module>.training)
-    linear(x, w) of an input     linear_of_nonzeros(x, nonzeros(x), w)      if it is mostly zeros
+    linear(x, w) of an input     linear_of_nonzeros(x, nonzeros(x), w)      if it is mostly zeros;
+                                 dropout and quantizer in between belong to it
     relu(linear(x, w, b))        linear_relu(x, w, b)                       in one pass
     batch norm                   batch_norm(x, ..., <module>.training)
 
@@ -16,11 +17,20 @@ where <module> is the model's own, so that .train() and .eval() of a part of it 
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import fx, nn
 from torch.fx.node import Argument
 
-from gnnfx.backend.sparse_input import linear_of_nonzeros, nonzeros, reads_nonzeros
+from gnnfx.backend.sparse_input import (
+    before,
+    behind,
+    linear_of_nonzeros,
+    nonzeros,
+    reads_nonzeros,
+    rounded,
+)
 from gnnfx.backend.training_ops import batch_norm, dropout, linear_relu
 from gnnfx.ir.patterns import is_param, sole_user
 from gnnfx.ir.program import Instr, Program
@@ -83,14 +93,12 @@ class _Builder:
 
     def copy(self, instr: Instr) -> fx.Node:
         match instr.op:
+            case "observe" | "dropout" if reads_nonzeros(behind(instr), self._densities):
+                return self._of(instr.arg)  # the layer that reads it does this to what is not zero
             case "observe":
                 return self._quantizer(instr)
             case "aten.mul.Tensor" if _is_scaled_by_quantizer(instr):
                 return self._of(instr.arg)
-            case "dropout" if reads_nonzeros(sole_user(instr), self._densities):
-                return self._of(instr.arg)  # the layer that reads it drops what is not zero
-            case "aten.linear.default" if reads_nonzeros(instr, self._densities):
-                return self._linear_of_nonzeros(instr)
             case "dropout":
                 args = (self._of(instr.arg), instr.args["p"], self._training(instr.module))
                 return self.graph.call_function(dropout, args)
@@ -104,7 +112,9 @@ class _Builder:
                 return self._batch_norm(instr)
             case "aten.relu.default" if _is_activated(instr.arg):
                 return self._of(instr.arg)
-        if _is_activated(instr):
+        if reads_nonzeros(instr, self._densities):
+            node = self._linear_of_nonzeros(instr)
+        elif _is_activated(instr):
             node = self.graph.call_function(linear_relu, self._operands(instr))
         else:
             node = self.graph.node_copy(instr.node, self.copies.__getitem__)
@@ -119,14 +129,21 @@ class _Builder:
         return self.copies[instr.node]
 
     def _linear_of_nonzeros(self, linear: Instr) -> fx.Node:
-        x = self._of(linear.arg)
+        between = before(linear)[0]
+        x, weight, bias = self._operands(linear)
+        assert x is not None
         if x not in self._nonzeros:
             self._nonzeros[x] = self.graph.call_function(nonzeros, (x,))
+        csr = self._nonzeros[x]
+        if (observe := between.get("observe")) is not None:
+            quantizer, (_, *mask), _ = self._quantizer_call(observe)
+            module = self.graph.get_attr(quantizer)
+            pair = self.graph.call_function(rounded, (module, x, csr, *mask))
+            x, csr = (self.graph.call_function(operator.getitem, (pair, i)) for i in range(2))
         drop: tuple[Argument, Argument] = 0.0, False
-        if linear.arg.op == "dropout":
-            drop = linear.arg.args["p"], self._training(linear.arg.module)
-        operands = self._operands(linear)
-        args = (operands[0], self._nonzeros[x], *operands[1:], *drop, _is_activated(linear))
+        if (dropped := between.get("dropout")) is not None:
+            drop = dropped.args["p"], self._training(dropped.module)
+        args = (x, csr, weight, bias, *drop, _is_activated(linear))
         return self.graph.call_function(linear_of_nonzeros, args)
 
     def _operands(self, linear: Instr) -> tuple[fx.Node | None, ...]:
@@ -134,6 +151,12 @@ class _Builder:
         return tuple(None if t is None else self._of(t) for t in tensors)
 
     def _quantizer(self, observe: Instr) -> fx.Node:
+        return self.graph.call_module(*self._quantizer_call(observe))
+
+    def _quantizer_call(
+        self, observe: Instr
+    ) -> tuple[str, tuple[fx.Node, ...], dict[str, Argument]]:
+        """The name of the quantizer's module, and its arguments."""
         args = [self._of(observe.arg)]
         if (rank := observe.args["rank"]) is not None:
             args.append(self._mask(self._of(rank)))
@@ -142,8 +165,7 @@ class _Builder:
         named: dict[str, Argument] = {} if bucket is None else {"bucket": self._of(bucket)}
         if _is_scaled_by_quantizer(observe.arg):
             named["row_scale"] = self._of(observe.arg.args["other"])
-        target = f"{QUANTIZERS}.{site(observe.args['name'])}"
-        return self.graph.call_module(target, tuple(args), named)
+        return f"{QUANTIZERS}.{site(observe.args['name'])}", tuple(args), named
 
     def _mask(self, rank: fx.Node) -> fx.Node:
         if self._each_layer or rank not in self._masks:
