@@ -88,7 +88,7 @@ class FakeQuantizer(nn.Module):
         if protected is not None and owner is not None:
             protected = protected.index_select(0, owner)
         scaling = None if row_scale is None else row_scale.flatten()
-        if scaling is not None and (bucket is not None or not self._scales(x, scaling)):
+        if bucket is not None:
             x, scaling = kernels.scale_rows(x, scaling), None
         if self.training:
             self._follow(x, protected, bucket, scaling)
@@ -98,10 +98,10 @@ class FakeQuantizer(nn.Module):
                 f"module in train mode before eval mode"
             )
         kept = protected if self.training else None
-        rule = (*self.qparams(), self.bits, self.policy.estimator, kept, scaling)
-        factor = None if bucket is None else self.degree_scale[bucket]
-        rounded = _Round.apply(kernels.scale_rows(x, factor), *rule)  # type: ignore[no-untyped-call]
-        return kernels.scale_rows(rounded, None if factor is None else factor.reciprocal())
+        if bucket is None:
+            return self._rounded(x, kept, scaling)
+        scaling = self.degree_scale[bucket]
+        return kernels.scale_rows(self._rounded(x, kept, scaling), scaling.reciprocal())
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32, 0-d) and zero point (int32, 0-d) as the integer kernels take them."""
@@ -111,10 +111,15 @@ class FakeQuantizer(nn.Module):
             scale = scale * self.stretch.exp()
         return scale, zero_point
 
-    def _scales(self, x: Tensor, scaling: Tensor) -> bool:
-        """Whether rows can be scaled in the same pass that rounds them."""
-        plain = x.dtype == scaling.dtype == torch.float32 and not scaling.requires_grad
-        return plain and self.policy.estimator == "clipped"
+    def _rounded(self, x: Tensor, kept: Tensor | None, scaling: Tensor | None) -> Tensor:
+        """`x` times `scaling` [rows], rounded but in rows that are `kept`."""
+        clipped = self.policy.estimator == "clipped"
+        if scaling is not None and not (
+            clipped and x.dtype == scaling.dtype == torch.float32 and not scaling.requires_grad
+        ):
+            x, scaling = kernels.scale_rows(x, scaling), None
+        rule = self.bits, self.policy.estimator, kept, scaling
+        return _Round.apply(x, *self.qparams(), *rule)  # type: ignore[no-untyped-call, no-any-return]
 
     @torch.no_grad()
     def _follow(
@@ -131,7 +136,7 @@ class FakeQuantizer(nn.Module):
         x = x.detach()
         if bucket is not None:
             self._follow_reach(x.flatten(1), protected, bucket)
-            x = kernels.scale_rows(x, self.degree_scale[bucket])
+            scaling = self.degree_scale[bucket]
         self.range.update(x, protected, scaling)
         low, high = self.range.lo, self.range.hi
         symmetric = self.policy.symmetric and bool(low < 0)
