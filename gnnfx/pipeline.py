@@ -81,6 +81,7 @@ def float_passes(policy: Policy) -> list[Pass]:
 def lower_passes() -> list[Pass]:
     """What is left in float, and what is computed of the graph, in the form that runs fastest."""
     return [
+        FoldAttentionScores(),
         SelectCsrLinear(),
         FuseEdgeMlp(),
         LowerLinear(),

@@ -26,7 +26,6 @@ _COMPUTE = (
     "aten.matmul.default",
     "linear",
     "sparse_linear",
-    "quantized_sparse_linear",
     "csr_linear",
     "gather",
     "scatter",

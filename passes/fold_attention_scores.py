@@ -7,7 +7,8 @@
   becomes
     a: f32[N, 4] = aten.linear.default(x, w')         w'[h] = sum over c of att[h, c] * w[h, c]
 
-since a = att . (W x) = (att . W) x, so [N, H, C] is not written.  Where x is wider than h,
+since a = att . (W x) = (att . W) x, so [N, H, C] is not written.  Where x is wider than h, or
+something else than a float linear layer made h,
 
     a: f32[N, 4] = aten.linear.default(h, w'')        w''[h] = att[h] in the channels of head h
 """
@@ -23,7 +24,7 @@ from gnnfx.pass_manager import Numerics, Pass, PassContext
 
 
 class FoldAttentionScores(Pass):
-    """Merge a per-head dot product with a parameter into the linear layer before it."""
+    """Make a per-head dot product with a parameter a linear layer, or a part of the one before."""
 
     name = "fold-attention-scores"
     needs = frozenset({"raised"})
@@ -38,7 +39,7 @@ class FoldAttentionScores(Pass):
 
 
 def _match(score: Instr) -> tuple[Instr, Instr] | None:
-    """(linear, attention vector) of sum(view(linear) * attention, last dimension)."""
+    """(h, attention vector) of sum(view(h) * attention, last dimension)."""
     product = score.arg
     if score.args["dim"] != [-1] or score.args["keepdim"] or product.op != "aten.mul.Tensor":
         return None
@@ -49,18 +50,17 @@ def _match(score: Instr) -> tuple[Instr, Instr] | None:
         view, attention = attention, view
     if not is_param(attention) or view.op != "aten.view.default" or len(view.shape) != 3:
         return None
-    linear = view.arg
-    if linear.op != "aten.linear.default" or not is_param(linear.args["weight"]):
-        return None
     fits = attention.shape[-2:] == view.shape[1:] and attention.shape[:-2] in ((), (1,))
-    return (linear, attention) if fits else None
+    matrix = len(view.arg.shape) == 2 and view.arg.dtype == torch.float32
+    return (view.arg, attention) if fits and matrix else None
 
 
 def _scores(rewriter: Rewriter, score: Instr, linear: Instr, attention: Instr) -> Instr:
     program = rewriter.program
-    att, weight = program.tensor(attention).double(), program.tensor(linear.args["weight"])
+    att = program.tensor(attention).double()
     heads, width = att.shape[-2:]
-    if heads * width < weight.shape[1]:
+    weight = _weight(program, linear)
+    if weight is None or heads * width < weight.shape[1]:
         spread = torch.block_diag(*att.view(heads, 1, width)).float()
         param = rewriter.param(score, f"{attention.param}.spread", spread)
         return rewriter.insert(score, "aten.linear.default", linear, param)
@@ -71,3 +71,8 @@ def _scores(rewriter: Rewriter, score: Instr, linear: Instr, attention: Instr) -
         shift = (bias.double().view(heads, width) * att.view(heads, width)).sum(1).float()
         args.append(rewriter.param(score, f"{attention.param}.bias", shift))
     return rewriter.insert(score, "aten.linear.default", *args)
+
+
+def _weight(program: Program, linear: Instr) -> torch.Tensor | None:
+    """The weight of a float linear layer; None for any other instruction."""
+    return tensor_of(program, linear.args["weight"]) if linear.op == "aten.linear.default" else None

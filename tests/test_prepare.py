@@ -91,6 +91,17 @@ def test_integers_equal_the_trained_simulation(name: str, policy: str) -> None:
     assert ties <= 1
 
 
+def test_scores_of_attention_are_linear_layers_of_what_was_trained() -> None:
+    module = prepared("gat", "int8-dq")
+    fit(module)
+    integers = gnnfx.convert(module)
+    assert "aten.sum" not in integers.ir()
+    assert "att_src.spread" in integers.ir()
+    with torch.no_grad():
+        want, got = module.eval()(*graph(70, 300)), integers(*graph(70, 300))
+    assert float((got - want).abs().gt(1e-4 * want.abs().max()).float().mean()) < 0.02
+
+
 def test_fp32_converts_to_the_same_answers() -> None:
     module = prepared("gcn-norm-jk", "fp32")
     fit(module)
