@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from gnnfx.errors import (
     UnstableError,
 )
 from gnnfx.fallback import Limit, fall_back
+from gnnfx.figures import Figures
 from gnnfx.frontend.signature import as_call, flatten
 from gnnfx.frontend.trace import Traced, frozen_copy, named_tensors
 from gnnfx.heap import compilation
@@ -37,6 +39,8 @@ from gnnfx.report import Report
 from gnnfx.rounding import compare
 from gnnfx.tune import keep_fastest
 from gnnfx.verify_outputs import verify_outputs
+
+_LEAST_SQNR = 3.0  # dB: half of the power is noise
 
 
 @compilation()
@@ -69,7 +73,8 @@ def optimize(
     report with the reason; so does a model in another precision that the passes cannot take.
     Raises InputError, PolicyError or CalibrationError for what the caller can mend, TraceError if
     nothing of a model that shall be quantized can be captured, MismatchError if the program does
-    not compute what the model computes.
+    not compute what the model computes.  Warns if, on the first calibration sample, the noise of
+    rounding has half the power of the last layer's result or more, unless max_drop judges.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -89,10 +94,11 @@ def optimize(
         if ctx.policy.quantize is not None:
             raise
         return _kept(model, name, str(error))
-    if tune and precision is None:
-        return _tuned(model, traced, ctx, name, calibration)
     if limit is None:
-        return _compile(model, traced, ctx, name, calibration)
+        compiled = _tuned if tune and precision is None else _compile
+        module = compiled(model, traced, ctx, name, calibration)
+        _warn_of_noise(module.report.figures)
+        return module
     samples = None if calibration is None else list(_listed(calibration))
     floats = _run_float_passes(model, traced, ctx)
 
@@ -276,6 +282,20 @@ def _quantize(
 
     quantize = PassManager(quantize_passes(), FLOAT_FACTS | {"observed"})
     return quantize.run(program, ctx, after_each=compare_rounding)
+
+
+def _warn_of_noise(figures: Figures | None) -> None:
+    """Warn where rounding leaves little of the last layer's result."""
+    if figures is None or not figures.layers or figures.layers[-1].sqnr >= _LEAST_SQNR:
+        return
+    last = figures.layers[-1]
+    warnings.warn(
+        f"rounding leaves little of what {last.module or 'the model'} gives: a signal-to-noise "
+        f"ratio of {last.sqnr:.1f} dB on the first calibration sample. Where few values are far "
+        f"larger than the others, observer='percentile' or scales='degree' may help; so may more "
+        f"bits, max_drop=..., or training with gnnfx.prepare",
+        stacklevel=4,
+    )
 
 
 def _noting_first(

@@ -14,6 +14,7 @@ import torch
 import gnnfx
 from gnnfx import Policy, Quantize, Report
 from gnnfx.errors import InputError
+from gnnfx.noise import sqnr
 from gnnfx.policy import Observer
 from gnnfx.trials import Trial, Trials
 from tests.models import graph, make
@@ -81,3 +82,22 @@ def test_what_cannot_be_plotted_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match="pip install matplotlib"):
         report(4).plot(tmp_path / "a.png")
+
+
+def test_noise_that_drowns_the_result_is_warned_of() -> None:
+    x, edge_index = INPUTS
+    spiked = x.clone()
+    spiked[0] *= 1e5  # one node's values take all codes but a few
+    call = spiked, edge_index
+    quantize = Quantize(8, 8, observer="minmax", layers="all")
+    samples = [INPUTS, call]
+    with pytest.warns(UserWarning, match="rounding leaves little of what convs") as caught:
+        gnnfx.optimize(make("sage"), Policy(quantize), INPUTS, calibration=samples)
+    assert {Path(w.filename).name for w in caught} == {Path(__file__).name}
+
+
+def test_a_ratio_of_nothing_to_nothing_is_that_of_no_noise() -> None:
+    nothing, something = torch.zeros(3), torch.ones(3)
+    assert sqnr([nothing], [nothing]) == sqnr([something], [something]) == 300.0
+    assert sqnr([nothing], [something]) < -300
+    assert sqnr([something], [nothing]) == pytest.approx(0.0)

@@ -59,6 +59,7 @@ def sage() -> gnnfx.OptimizedModule:
         ("gin", "2-bit"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:rounding leaves little")
 def test_codes_stand_for_their_values(name: str, policy: str, calibrated: bool) -> None:
     opt = _optimized(name, policy, calibrated)
     x, edge_index = _graph(seed=5)
