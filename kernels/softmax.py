@@ -40,11 +40,7 @@ def cost(logits: Tensor, rowptr: Tensor) -> Cost:
 def gradient(
     grad: Tensor, shares: Tensor, needed: Sequence[bool], logits: Tensor, rowptr: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """p * (g - sum of p * g over the edges of the destination), where p is the softmax."""
-    rows = row_of_edge(rowptr, logits.shape[0])
-    mean = grad.new_zeros((rowptr.shape[0] - 1, *grad.shape[1:]))
-    mean.index_add_(0, rows, shares * grad)
-    return (grad - mean.index_select(0, rows)).mul_(shares), None
+    return torch.ops.gnnfx.segment_softmax_gradient(grad.contiguous(), shares, rowptr), None
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:

@@ -33,12 +33,12 @@ class FoldAttentionScores(Pass):
     def run(self, program: Program, ctx: PassContext) -> Program:
         rewriter = Rewriter(program, self.name)
         for score in rewriter.program.find("aten.sum.dim_IntList"):
-            if (match := _match(score)) is not None:
+            if (match := head_scores(score)) is not None:
                 rewriter.replace(score, _scores(rewriter, score, *match))
         return rewriter.finish()
 
 
-def _match(score: Instr) -> tuple[Instr, Instr] | None:
+def head_scores(score: Instr) -> tuple[Instr, Instr] | None:
     """(h, attention vector) of sum(view(h) * attention, last dimension)."""
     product = score.arg
     if score.args["dim"] != [-1] or score.args["keepdim"] or product.op != "aten.mul.Tensor":

@@ -10,6 +10,8 @@ Instructions that are the identity in the IR become what they stand for:
     linear(x, w) of an input     linear_of_nonzeros(x, nonzeros(x), w)      if it is mostly zeros;
                                  dropout and quantizer in between belong to it
     relu(linear(x, w, b))        linear_relu(x, w, b)                       in one pass
+    gather(x, index)             gather(x, index)                           [of training_ops]
+    sum(view(h) * att, -1)       head_scores(h, att)
     batch norm                   batch_norm(x, ..., <module>.training)
 
 where <module> is the model's own, so that .train() and .eval() of a part of it act on that part.
@@ -19,7 +21,6 @@ from __future__ import annotations
 
 import operator
 
-import torch
 from torch import fx, nn
 from torch.fx.node import Argument
 
@@ -31,9 +32,10 @@ from gnnfx.backend.sparse_input import (
     reads_nonzeros,
     rounded,
 )
-from gnnfx.backend.training_ops import batch_norm, dropout, linear_relu
+from gnnfx.backend.training_ops import batch_norm, dropout, gather, head_scores, linear_relu
 from gnnfx.ir.patterns import is_param, sole_user
 from gnnfx.ir.program import Instr, Program
+from gnnfx.passes.fold_attention_scores import head_scores as head_scores_of
 from gnnfx.passes.fold_batch_norm import BATCH_NORM
 
 QUANTIZERS, WEIGHTS, EDGE_WEIGHTS, PROTECT = (
@@ -97,15 +99,16 @@ class _Builder:
                 return self._of(instr.arg)  # the layer that reads it does this to what is not zero
             case "observe":
                 return self._quantizer(instr)
-            case "aten.mul.Tensor" if _is_scaled_by_quantizer(instr):
-                return self._of(instr.arg)
+            case "aten.mul.Tensor" if _is_scaled_by_quantizer(instr) or _is_of_scores(instr):
+                return self._of(instr.arg)  # what reads it multiplies
             case "dropout":
                 args = (self._of(instr.arg), instr.args["p"], self._training(instr.module))
                 return self.graph.call_function(dropout, args)
             case "gather":
-                # The dispatcher's own backward keeps the index alone, a registered one the rows.
-                args = (self._of(instr.arg), 0, self._of(instr.args["index"]))
-                return self.graph.call_function(torch.ops.aten.index_select.default, args)
+                rows = self._of(instr.arg), self._of(instr.args["index"])
+                return self.graph.call_function(gather, rows)
+            case "aten.sum.dim_IntList" if (scores := head_scores_of(instr)) is not None:
+                return self.graph.call_function(head_scores, tuple(map(self._of, scores)))
             case "getitem" if instr.arg.op == BATCH_NORM:
                 return self.copies[instr.arg.node]
             case _ if instr.op == BATCH_NORM:
@@ -216,6 +219,12 @@ def _is_scaled_by_quantizer(instr: Instr) -> bool:
     user = sole_user(instr)
     of_rows = other.shape == (instr.arg.shape[0], 1) if len(instr.arg.shape) == 2 else False
     return of_rows and user is not None and user.op == "observe"
+
+
+def _is_of_scores(instr: Instr) -> bool:
+    """Whether `instr` is the product in the scores of heads, and nothing else."""
+    user = sole_user(instr)
+    return user is not None and user.op == "aten.sum.dim_IntList" and bool(head_scores_of(user))
 
 
 def _has(owner: nn.Module, path: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,6 +19,45 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if x.dim() != 2 or x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
         return functional.linear(x, weight, bias).relu()
     y: Tensor = torch.ops.gnnfx.linear(x, weight, bias, None, "relu")
+    return y
+
+
+def head_scores(x: Tensor, attention: Tensor) -> Tensor:
+    """The dot product of each head of `x` [N, H * C] with its own row of `attention` [..., H, C].
+
+    One product with the rows side by side, each in the channels of its head: [N, H].
+    """
+    heads, channels = attention.shape[-2:]
+    apart = torch.eye(heads, dtype=attention.dtype, device=attention.device)[:, :, None]
+    weight = (apart * attention.view(1, heads, channels)).view(heads, heads * channels)
+    return functional.linear(x, weight)
+
+
+class _Gather(torch.autograd.Function):
+    """Keeps the index alone, where an op of ours would keep the rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.rows = x.shape[0]
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        grad: Tensor = grads[0]
+        (index,) = ctx.saved_tensors
+        plain = grad.device.type == "cpu" and grad.dtype == torch.float32
+        if not plain or max(len(index), ctx.rows) >= 2**31 - 1:
+            return grad.new_zeros((ctx.rows, *grad.shape[1:])).index_add(0, index, grad), None
+        # Each edge is a destination of its own.
+        rowptr = torch.arange(len(index) + 1, dtype=torch.int32, device=index.device)
+        edges = grad.contiguous(), rowptr, index.int(), ctx.rows
+        return torch.ops.gnnfx.aggregate_transposed(*edges), None
+
+
+def gather(x: Tensor, index: Tensor) -> Tensor:
+    """The rows of `x` that `index` names; their gradients are summed by several threads."""
+    y: Tensor = _Gather.apply(x, index)  # type: ignore[no-untyped-call]
     return y
 
 
