@@ -10,7 +10,7 @@ The sums are the same integers, so the result is the same to the last bit.
 
 from __future__ import annotations
 
-from gnnfx.ir.patterns import is_param, sole_user
+from gnnfx.ir.patterns import is_param
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.kernels.quantize import unpack
@@ -28,24 +28,27 @@ class SelectQuantizedSparseLinear(Pass):
 
     def run(self, program: Program, ctx: PassContext) -> Program:
         rewriter = Rewriter(program, self.name)
-        for linear in rewriter.program.find("quantized_linear"):
-            quantize = linear.arg
-            x = quantize.arg if quantize.op == "quantize" else None
-            if x is None or x.op != "input" or not _fits(linear, quantize):
-                continue
+        for quantize in rewriter.program.find("quantize"):
+            x, layers = quantize.arg, quantize.users
             density = ctx.densities.get(x.name, 1.0)
-            outputs, inputs = int(linear.args["weight"].shape[0]), linear.args["channels"]
-            if saves_time(outputs, inputs, density) and ctx.allows(linear):
-                rewriter.replace(linear, _sparse(rewriter, linear, x))
-                ctx.did(linear, f"reads only the {density:.1%} of its input that is not zero")
+            if x.op != "input" or quantize.args["row_scale"] is not None:
+                continue
+            # Where something else reads the codes, they are made of the whole input in any case.
+            if all(_fits(layer, density) for layer in layers) and all(map(ctx.allows, layers)):
+                for layer in layers:
+                    rewriter.replace(layer, _sparse(rewriter, layer, x))
+                    ctx.did(layer, f"reads only the {density:.1%} of its input that is not zero")
         return rewriter.finish()
 
 
-def _fits(linear: Instr, quantize: Instr) -> bool:
-    args = linear.args
+def _fits(layer: Instr, density: float) -> bool:
+    if layer.op != "quantized_linear":
+        return False
+    args = layer.args
     plain = all(args[name] is None for name in _FINISHED_LATER) and args["activation"] == "none"
-    alone = sole_user(quantize) is not None and quantize.args["row_scale"] is None
-    return plain and alone and is_param(args["weight"])
+    if not plain or not is_param(args["weight"]):
+        return False
+    return saves_time(int(args["weight"].shape[0]), args["channels"], density)
 
 
 def _sparse(rewriter: Rewriter, linear: Instr, x: Instr) -> Instr:

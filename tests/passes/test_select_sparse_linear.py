@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric.nn import GCN
+from torch_geometric.nn import GCN, GraphSAGE
 
 import gnnfx
 from gnnfx.policy import Policy, Quantize
@@ -71,6 +71,14 @@ def test_integers_skip_zeros_and_make_the_same_sums(
     for density in (0.0, 0.02, 0.5):
         x, edge_index = words(density)
         assert torch.equal(sparse(x, edge_index), dense(x, edge_index))
+
+
+def test_all_layers_that_read_sparse_codes_skip_zeros() -> None:
+    call = words(0.02)
+    policy = Policy(Quantize(8, 8, layers="all"))
+    sage = gnnfx.optimize(GraphSAGE(200, 16, 2, 5).eval(), policy, call, calibration=[call])
+    assert sage.ir().count("= quantized_sparse_linear") == 2
+    assert "= quantize(x" not in sage.ir()
 
 
 def test_what_was_trained_on_sparse_inputs_converts() -> None:
