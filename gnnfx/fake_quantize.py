@@ -90,18 +90,11 @@ class FakeQuantizer(nn.Module):
         scaling = None if row_scale is None else row_scale.flatten()
         if bucket is not None:
             x, scaling = kernels.scale_rows(x, scaling), None
-        if self.training:
-            self._follow(x, protected, bucket, scaling)
-        elif not bool(self.range.seen):
-            raise CalibrationError(
-                f"the quantizer of value {self.name!r} has seen no values; run the prepared "
-                f"module in train mode before eval mode"
-            )
-        kept = protected if self.training else None
+        self.follow(x, protected, bucket, scaling)
         if bucket is None:
-            return self._rounded(x, kept, scaling)
+            return self.rounded(x, protected, scaling)
         scaling = self.degree_scale[bucket]
-        return kernels.scale_rows(self._rounded(x, kept, scaling), scaling.reciprocal())
+        return kernels.scale_rows(self.rounded(x, protected, scaling), scaling.reciprocal())
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32, 0-d) and zero point (int32, 0-d) as the integer kernels take them."""
@@ -111,8 +104,9 @@ class FakeQuantizer(nn.Module):
             scale = scale * self.stretch.exp()
         return scale, zero_point
 
-    def _rounded(self, x: Tensor, kept: Tensor | None, scaling: Tensor | None) -> Tensor:
-        """`x` times `scaling` [rows], rounded but in rows that are `kept`."""
+    def rounded(self, x: Tensor, protected: Tensor | None, scaling: Tensor | None = None) -> Tensor:
+        """`x` times `scaling` [rows], rounded but, in training, in rows that are `protected`."""
+        kept = protected if self.training else None
         clipped = self.policy.estimator == "clipped"
         if scaling is not None and not (
             clipped and x.dtype == scaling.dtype == torch.float32 and not scaling.requires_grad
@@ -122,14 +116,24 @@ class FakeQuantizer(nn.Module):
         return _Round.apply(x, *self.qparams(), *rule)  # type: ignore[no-untyped-call, no-any-return]
 
     @torch.no_grad()
-    def _follow(
+    def follow(
         self,
         x: Tensor,
         protected: Tensor | None,
-        bucket: Tensor | None,
-        scaling: Tensor | None,
+        bucket: Tensor | None = None,
+        scaling: Tensor | None = None,
     ) -> None:
-        """Update the range and, unless the step is learned, the scale with it."""
+        """In training, update the range and, unless the step is learned, the scale with it.
+
+        Raises CalibrationError in eval mode if training has shown no value yet.
+        """
+        if not self.training:
+            if not bool(self.range.seen):
+                raise CalibrationError(
+                    f"the quantizer of value {self.name!r} has seen no values; run the prepared "
+                    f"module in train mode before eval mode"
+                )
+            return
         learned = self.policy.estimator == "learned-step"
         if bool(self.frozen) or (learned and int(self.range.seen) >= _WARM_UP):
             return

@@ -79,11 +79,13 @@ def rounded(
     if csr is None or quantizer.policy.estimator == "learned-step":
         return quantizer(x, protected, owner), None
     rowptr, columns, values = csr
-    rows = None
+    if protected is not None and owner is not None:
+        protected = protected.index_select(0, owner)
+    quantizer.follow(x, protected)
     if protected is not None:
         rows = torch.repeat_interleave(rowptr.diff(), output_size=len(values))
-        rows = rows if owner is None else owner[rows]
-    return x, (rowptr, columns, quantizer(values[:, None], protected, rows)[:, 0])
+        protected = protected.index_select(0, rows)
+    return x, (rowptr, columns, quantizer.rounded(values, protected))
 
 
 def linear_of_nonzeros(
