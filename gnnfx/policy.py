@@ -168,6 +168,10 @@ class Policy:
                 f"got skip={self.skip}, overrides={dict(quantize.overrides)}"
             )
 
+    def skipped_by(self, module: str) -> str | None:
+        """The first pattern of `skip` that the path `module` matches, or None."""
+        return next((p for p in self.skip if matches(p, module)), None)
+
 
 # Degree-Quant's runs clip gradients, take percentiles as ranges and protect nodes of high degree.
 # At 4 bits the paper cuts off 1 % at each end; with 5 % of what is not zero, GIN's heavy tails

@@ -8,8 +8,7 @@ with q the codes of x.  A zero has the code `zero_point` and adds nothing, so S 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -33,11 +32,13 @@ def reference(
 
     `weight_scale` [O] is of symmetric codes, one a byte whatever their width; `bias` [O].
     """
-    codes = quantize.quantize_reference(x, scale, zero_point, bits)
-    return linear.reference(codes, *_rest(x, scale, zero_point, weight_t, weight_scale, bias, bits))
+    operands = x, scale, zero_point, weight_t, weight_scale, bias, bits
+    return _composed(quantize.quantize_reference, linear.reference, *operands)
 
 
-def _rest(
+def _composed(
+    to_codes: Callable[..., Tensor],
+    product: Callable[..., Tensor],
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor,
@@ -45,11 +46,10 @@ def _rest(
     weight_scale: Tensor,
     bias: Tensor | None,
     bits: int,
-) -> tuple[Any, ...]:
-    """What `quantized_linear` takes beside the codes of x."""
-    weight = weight_t.t().contiguous()
-    rest = bias, None, "none", None, None, bits
-    return scale, zero_point, weight, weight_scale, x.shape[1], *rest
+) -> Tensor:
+    """The same by two ops for dense inputs."""
+    codes, weight = to_codes(x, scale, zero_point, bits), weight_t.t().contiguous()
+    return product(codes, scale, zero_point, weight, weight_scale, x.shape[1], bias, bits=bits)
 
 
 def fake(
@@ -91,11 +91,9 @@ def dense(
     bias: Tensor | None = None,
     bits: int = 8,
 ) -> Tensor:
-    """The same by the ops for dense inputs."""
-    codes = torch.ops.gnnfx.quantize(x.contiguous(), scale, zero_point, bits)
-    rest = _rest(x, scale, zero_point, weight_t, weight_scale, bias, bits)
-    y: Tensor = torch.ops.gnnfx.quantized_linear(codes, *rest)
-    return y
+    """What takes over where the input is not sparse, or not on a CPU."""
+    operands = x.contiguous(), scale, zero_point, weight_t, weight_scale, bias, bits
+    return _composed(torch.ops.gnnfx.quantize, torch.ops.gnnfx.quantized_linear, *operands)
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:

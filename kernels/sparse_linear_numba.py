@@ -106,6 +106,7 @@ def _sparse_linear(lanes):
 
 
 def lanes_of(outputs: int) -> int:
+    """The widest block that divides the outputs."""
     return next(lanes for lanes in (64, 16, 4, 1) if outputs % lanes == 0)
 
 

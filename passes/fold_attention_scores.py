@@ -61,8 +61,7 @@ def _scores(rewriter: Rewriter, score: Instr, linear: Instr, attention: Instr) -
     heads, width = att.shape[-2:]
     weight = _weight(program, linear)
     if weight is None or heads * width < weight.shape[1]:
-        spread = torch.block_diag(*att.view(heads, 1, width)).float()
-        param = rewriter.param(score, f"{attention.param}.spread", spread)
+        param = rewriter.param(score, f"{attention.param}.spread", spread(att).float())
         return rewriter.insert(score, "aten.linear.default", linear, param)
     by_head = weight.double().view(heads, width, -1)
     folded = (by_head * att.view(heads, width, 1)).sum(1).float()
@@ -71,6 +70,13 @@ def _scores(rewriter: Rewriter, score: Instr, linear: Instr, attention: Instr) -
         shift = (bias.double().view(heads, width) * att.view(heads, width)).sum(1).float()
         args.append(rewriter.param(score, f"{attention.param}.bias", shift))
     return rewriter.insert(score, "aten.linear.default", *args)
+
+
+def spread(attention: torch.Tensor) -> torch.Tensor:
+    """The rows of `attention` [..., H, C], each in the channels of its head: [H, H * C]."""
+    heads, channels = attention.shape[-2:]
+    apart = torch.diag_embed(attention.reshape(heads, channels).t())  # [C, H, H]
+    return apart.permute(1, 2, 0).reshape(heads, heads * channels)
 
 
 def _weight(program: Program, linear: Instr) -> torch.Tensor | None:

@@ -113,7 +113,7 @@ def _quantizes(site: Instr, ctx: PassContext) -> bool:
 
 
 def _skipped(site: Instr, ctx: PassContext) -> str | None:
-    pattern = next((p for p in ctx.policy.skip if matches(p, site.module)), None)
+    pattern = ctx.policy.skipped_by(site.module)
     return f"skipped by the policy's pattern {pattern!r}" if pattern is not None else None
 
 

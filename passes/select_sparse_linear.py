@@ -11,7 +11,7 @@ from gnnfx.ir.patterns import is_param
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
-from gnnfx.policy import Policy, matches
+from gnnfx.policy import Policy
 
 # A value that is picked out takes as long as multiply-adds for 600 outputs of a dense product.
 _MOST_NONZERO, _OUTPUTS_A_VALUE = 0.08, 600
@@ -47,7 +47,7 @@ def _fits(linear: Instr, density: float) -> bool:
 def _runs_on_codes(linear: Instr, policy: Policy) -> bool:
     """Whether the policy wants integers in this layer even where floats are as fast."""
     everywhere = policy.quantize is not None and policy.quantize.layers == "all"
-    return everywhere and not any(matches(p, linear.module) for p in policy.skip)
+    return everywhere and policy.skipped_by(linear.module) is None
 
 
 def saves_time(outputs: int, inputs: int, density: float) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gnnfx.passes.fold_attention_scores import spread
 from gnnfx.passes.fold_batch_norm import scale_and_shift
 
 
@@ -23,14 +24,8 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def head_scores(x: Tensor, attention: Tensor) -> Tensor:
-    """The dot product of each head of `x` [N, H * C] with its own row of `attention` [..., H, C].
-
-    One product with the rows side by side, each in the channels of its head: [N, H].
-    """
-    heads, channels = attention.shape[-2:]
-    apart = torch.eye(heads, dtype=attention.dtype, device=attention.device)[:, :, None]
-    weight = (apart * attention.view(1, heads, channels)).view(heads, heads * channels)
-    return functional.linear(x, weight)
+    """Products of the heads of `x` [N, H * C] with rows of `attention` [..., H, C]: [N, H]."""
+    return functional.linear(x, spread(attention))
 
 
 class _Gather(torch.autograd.Function):
