@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from rich.console import Console
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from gnnfx.backend.prepared import PreparedModule
 from gnnfx.errors import InputError
 from gnnfx.tasks import TASKS, Role, Task, TaskName, is_graph
+
+Keep = Literal["best", "lowest-loss", "last"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All epochs, and the one whose weights were kept."""
+    """All epochs, and the best: the one whose weights were kept, unless those of the last were."""
 
     epochs: tuple[Epoch, ...]
     best: Epoch
@@ -67,7 +69,7 @@ def finetune(
     learning_rate: float = 0.01,
     weight_decay: float = 5e-4,
     seed: int = 0,
-    keep: Literal["best", "last"] = "best",
+    keep: Keep = "best",
     optimizer: torch.optim.Optimizer | None = None,
     penalty: Callable[[], Tensor] | None = None,
     after_step: Callable[[], None] | None = None,
@@ -75,7 +77,7 @@ def finetune(
     history: Path | None = None,
     console: Console | None = None,
 ) -> History:
-    """Train; afterwards `prepared` has the weights of its best epoch on validation.
+    """Train; afterwards `prepared` has the weights of the epoch that `keep` names.
 
     data: a loader of batches, anything that can be iterated once an epoch; or, for tasks on nodes
         and links, one PyG `Data`.  The module's arguments are the attributes of the same names.
@@ -88,7 +90,9 @@ def finetune(
     epochs: the most epochs; training ends after `patience` epochs in which neither the metric nor
         the loss on validation got better.
     seed: given to torch's generator, which dropout, protective masks and loaders draw on.
-    keep: keep the weights of the 'last' epoch instead, as when pruning goes on until then.
+    keep: the 'best' epoch has the best metric on validation, of equal ones the lowest loss;
+        'lowest-loss' the lowest loss on validation, which of few graphs, where many epochs share
+        one accuracy, tells more; 'last' takes the last, as when pruning goes on until then.
     optimizer: of parameters of `prepared`; Adam with `learning_rate` and `weight_decay` if None.
     penalty: gives what is added to the loss of each batch, as `gnnfx.Pruner.penalty` does.
     after_step: called after each step of the optimizer, as `gnnfx.Pruner.step` and
@@ -100,6 +104,8 @@ def finetune(
 
     Raises InputError for data that does not fit the task, and for the optimizer of another module.
     """
+    if keep not in get_args(Keep):
+        raise InputError(f"keep must be one of {list(get_args(Keep))}, got {keep!r}")
     for name, value in (("epochs", epochs), ("patience", patience)):
         if value < 1:
             raise InputError(f"{name} must be 1 or more, got {value}")
@@ -133,7 +139,7 @@ def finetune(
             epoch = Epoch(number, loss, *_evaluate(prepared, kind, judged))
             done.append(epoch)
             waited += 1
-            if best is None or _better(kind, epoch, best):
+            if best is None or _better(kind, keep, epoch, best):
                 best, weights, waited = epoch, copy.deepcopy(prepared.state_dict()), 0
             if epoch.validation_loss < lowest:
                 lowest, waited = epoch.validation_loss, 0
@@ -142,7 +148,7 @@ def finetune(
             if stop:
                 break
     assert best is not None
-    if keep == "best":
+    if keep != "last":
         prepared.load_state_dict(weights)
     found = History(tuple(done), best)
     if history is not None:
@@ -150,7 +156,9 @@ def finetune(
     return found
 
 
-def _better(task: Task, epoch: Epoch, than: Epoch) -> bool:
+def _better(task: Task, keep: Keep, epoch: Epoch, than: Epoch) -> bool:
+    if keep == "lowest-loss":
+        return epoch.validation_loss < than.validation_loss
     one, other = task.sign * epoch.validation_metric, task.sign * than.validation_metric
     return one > other or (one == other and epoch.validation_loss < than.validation_loss)
 

@@ -250,3 +250,25 @@ def test_the_optimizer_of_another_module_is_an_error() -> None:
     optimizer = torch.optim.SGD(prepared("fp32").parameters(), lr=0.1)
     with pytest.raises(InputError, match="no parameter of prepared"):
         gnnfx.finetune(prepared("fp32"), nodes(), epochs=1, optimizer=optimizer)
+
+
+def test_the_epoch_with_the_lowest_loss_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = iter([(0.9, 0.5), (0.4, 0.6), (0.7, 0.8)])
+    monkeypatch.setattr("gnnfx.finetune._evaluate", lambda *arguments: next(judged))
+    module, seen = prepared("fp32"), []
+    first = next(iter(module.parameters()))
+    history = gnnfx.finetune(
+        module,
+        nodes(),
+        epochs=3,
+        keep="lowest-loss",
+        after_epoch=lambda loss: seen.append(first.detach().clone()),
+    )
+    assert history.best.epoch == 2
+    assert first.equal(seen[1])
+    assert not first.equal(seen[2])
+
+
+def test_an_unknown_epoch_to_keep_is_an_error() -> None:
+    with pytest.raises(InputError, match="keep must be one of"):
+        gnnfx.finetune(prepared("fp32"), nodes(), epochs=1, keep="first")  # type: ignore[arg-type]

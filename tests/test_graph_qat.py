@@ -54,6 +54,8 @@ def test_folds_are_disjoint_and_alike() -> None:
         assert [len(part) for part in ids] == [48, 6, 6]
         assert len({i for part in ids for i in part}) == 60
         assert sum(int(g.y) for g in parts.test) == 2
+    before, after = (graph_qat.split(given, fold, "graph-classification") for fold in (2, 3))
+    assert [id(g) for g in before.test] == [id(g) for g in after.validation]
     tests = [graph_qat.split(given, fold, "graph-regression").test for fold in range(10)]
     assert len({id(g) for part in tests for g in part}) == 60
 
