@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ def test_the_optimizer_of_another_module_is_an_error() -> None:
 
 def test_the_epoch_with_the_lowest_loss_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = iter([(0.9, 0.5), (0.4, 0.6), (0.7, 0.8)])
-    monkeypatch.setattr("gnnfx.finetune._evaluate", lambda *arguments: next(judged))
+    monkeypatch.setattr(sys.modules["gnnfx.finetune"], "_evaluate", lambda *arguments: next(judged))
     module, seen = prepared("fp32"), []
     first = next(iter(module.parameters()))
     history = gnnfx.finetune(
