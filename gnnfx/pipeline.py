@@ -139,6 +139,7 @@ def convert_passes() -> list[Pass]:
         Canonicalize(),
         FoldBatchNorm(keep_weights=True),
         FoldConstants(),
+        FoldAttentionScores(keep_weights=True),
         FuseAttention(),
         EliminateCommonSubexpressions(),
         FuseEpilogue(),

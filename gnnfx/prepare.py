@@ -168,8 +168,7 @@ def convert(prepared: PreparedModule) -> OptimizedModule:
         ctx.qparams[name] = scale.detach().to(home).clone(), zero_point.to(home).clone()
         if quantizer.by_degree:
             ctx.degree_scales[name] = quantizer.degree_scale.to(home).clone()
-    for param, weight in prepared.weight_quantizers().values():
-        step = weight.step(prepared.get_parameter(param)).detach()
+    for param, step in prepared.weight_steps().items():
         ctx.weight_scales[param] = step.to(home).clone()
     tensors: dict[str, Tensor] = dict(prepared.named_buffers(remove_duplicate=False))
     tensors.update(prepared.named_parameters(remove_duplicate=False))

@@ -13,6 +13,8 @@ values themselves each time the program runs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from gnnfx.errors import PolicyError
@@ -24,6 +26,7 @@ from gnnfx.kernels.quantize import pack
 from gnnfx.kernels.weight import weight_codes, weight_scale
 from gnnfx.observers import bucket_name, qparams_of, shared_range
 from gnnfx.pass_manager import Numerics, Pass, PassContext
+from gnnfx.passes.fold_attention_scores import head_scores
 from gnnfx.policy import Quantize
 
 
@@ -122,13 +125,22 @@ def _never_negative(value: Instr) -> bool:
 
 
 def weight_bits(program: Program, quantize: Quantize) -> dict[str, int]:
-    """The width of each linear layer's weight by its name; of a shared one the most wanted."""
+    """The width of each weight that meets codes by its name; of a shared one the most wanted."""
     widths: dict[str, int] = {}
-    for linear in program.find("aten.linear.default"):
-        if (weight := linear.args["weight"]).op == "param":
-            bits = quantize.weight_bits_of(linear.module)
-            widths[weight.param] = max(bits, widths.get(weight.param, 0))
+    for reader, _, weight in weighted(program):
+        bits = quantize.weight_bits_of(reader.module)
+        widths[weight.param] = max(bits, widths.get(weight.param, 0))
     return widths
+
+
+def weighted(program: Program) -> Iterator[tuple[Instr, Instr, Instr]]:
+    """(reader, value, weight) of linear layers and, in training, of scores of attention."""
+    for reader in program.find("aten.linear.default", "aten.sum.dim_IntList"):
+        if reader.op == "aten.linear.default":
+            if (weight := reader.args["weight"]).op == "param":
+                yield reader, reader.arg, weight
+        elif (scores := head_scores(reader)) is not None:
+            yield reader, *scores
 
 
 def _quantize_weight(

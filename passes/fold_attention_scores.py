@@ -11,6 +11,8 @@ since a = att . (W x) = (att . W) x, so [N, H, C] is not written.  Where x is wi
 something else than a float linear layer made h,
 
     a: f32[N, 4] = aten.linear.default(h, w'')        w''[h] = att[h] in the channels of head h
+
+where trained weights are kept, only of an h that is rounded, as the simulation computes it.
 """
 
 from __future__ import annotations
@@ -24,22 +26,34 @@ from gnnfx.pass_manager import Numerics, Pass, PassContext
 
 
 class FoldAttentionScores(Pass):
-    """Make a per-head dot product with a parameter a linear layer, or a part of the one before."""
+    """Make a per-head dot product with a parameter a linear layer, or a part of the one before.
+
+    keep_weights: take the scores of codes alone, with the steps that training gave the vectors.
+    """
 
     name = "fold-attention-scores"
     needs = frozenset({"raised"})
     numerics = Numerics.REORDERED
 
+    def __init__(self, keep_weights: bool = False) -> None:
+        self.keep_weights = keep_weights
+
     def run(self, program: Program, ctx: PassContext) -> Program:
         rewriter = Rewriter(program, self.name)
         for score in rewriter.program.find("aten.sum.dim_IntList"):
-            if (match := head_scores(score)) is not None:
-                rewriter.replace(score, _scores(rewriter, score, *match))
+            match = head_scores(score)
+            if match is None or (self.keep_weights and match[0].op != "observe"):
+                continue
+            if (steps := ctx.weight_scales.get(match[1].param)) is not None:
+                ctx.weight_scales[_spread_name(match[1])] = steps
+            rewriter.replace(score, _scores(rewriter, score, *match))
         return rewriter.finish()
 
 
 def head_scores(score: Instr) -> tuple[Instr, Instr] | None:
     """(h, attention vector) of sum(view(h) * attention, last dimension)."""
+    if score.op != "aten.sum.dim_IntList":
+        return None
     product = score.arg
     if score.args["dim"] != [-1] or score.args["keepdim"] or product.op != "aten.mul.Tensor":
         return None
@@ -61,7 +75,7 @@ def _scores(rewriter: Rewriter, score: Instr, linear: Instr, attention: Instr) -
     heads, width = att.shape[-2:]
     weight = _weight(program, linear)
     if weight is None or heads * width < weight.shape[1]:
-        param = rewriter.param(score, f"{attention.param}.spread", spread(att).float())
+        param = rewriter.param(score, _spread_name(attention), spread(att).float())
         return rewriter.insert(score, "aten.linear.default", linear, param)
     by_head = weight.double().view(heads, width, -1)
     folded = (by_head * att.view(heads, width, 1)).sum(1).float()
@@ -70,6 +84,10 @@ def _scores(rewriter: Rewriter, score: Instr, linear: Instr, attention: Instr) -
         shift = (bias.double().view(heads, width) * att.view(heads, width)).sum(1).float()
         args.append(rewriter.param(score, f"{attention.param}.bias", shift))
     return rewriter.insert(score, "aten.linear.default", *args)
+
+
+def _spread_name(attention: Instr) -> str:
+    return f"{attention.param}.spread"
 
 
 def spread(attention: torch.Tensor) -> torch.Tensor:

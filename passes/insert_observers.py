@@ -20,6 +20,7 @@ from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.ir.types import Domain
 from gnnfx.pass_manager import Pass, PassContext
+from gnnfx.passes.fold_attention_scores import head_scores
 from gnnfx.passes.fuse_attention import match_attention
 from gnnfx.passes.fuse_edge_mlp import edge_mlp
 from gnnfx.policy import Policy, matches
@@ -85,6 +86,13 @@ def _operands(site: Instr) -> list[tuple[Instr, str]]:
             # In training, scores and sum are instructions of their own that share their codes.
             gathers = [u for x in (x_src, x_dst) for u in x.users if u.op == "gather"]
             operands += [(gather, "x") for gather in dict.fromkeys(gathers)]
+        case ("attend_gat", (x, *scores, _, _, _, _)):
+            # Likewise: the scores are made of the rows that are summed.
+            for score in scores:
+                if (found := head_scores(score)) is not None and x.arg == found[0]:
+                    product = score.arg
+                    rows = "other" if is_param(product.args["self"]) else "self"
+                    operands.append((product, rows))
     return operands
 
 

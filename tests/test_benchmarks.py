@@ -155,14 +155,19 @@ def test_codes_of_a_converted_module_are_compared_site_by_site(
     row = suite.conversion._measure(workload, bits, epochs=3, budget=0.01)
     widths = 20 + 20 + 64 + 64 + 64 + 64
     assert (row.sites, row.of_sites, row.codes) == (6, 6, 60 * widths)
+    assert row.ties <= 3
+    assert row.most <= 1
     assert row.different <= 20  # a code that differs at a tie reaches some of its neighbours'
     simulation = suite.conversion._trained(workload, "DQ", bits, 3)
     other = gnnfx.convert(suite.conversion._trained(workload, "DQ", bits, 9))
-    wanted, found = (
-        suite.conversion._simulated_codes(simulation, call),
-        suite.conversion._codes(other, call),
-    )
-    assert any(bool((wanted[site] != found[site]).any()) for site in wanted)
+    wanted = suite.conversion._simulated_codes(simulation, call)
+    found = {
+        mended: suite.conversion._differences(other, call, wanted, mended)
+        for mended in (True, False)
+    }
+    assert any(bool(difference.any()) for difference in found[True].values())
+    assert found[True].keys() == found[False].keys() == wanted.keys()
+    assert any(not found[True][site].equal(found[False][site]) for site in wanted)
 
 
 def test_reading_rows_reads_every_byte(suite: SimpleNamespace) -> None:

@@ -91,12 +91,19 @@ def test_integers_equal_the_trained_simulation(name: str, policy: str) -> None:
     assert ties <= 1
 
 
-def test_scores_of_attention_are_linear_layers_of_what_was_trained() -> None:
-    module = prepared("gat", "int8-dq")
+@pytest.mark.parametrize(
+    "policy",
+    ["int8-dq", "int4-dq", Policy(Quantize(4, 8, layers="all", training=Training("learned-step")))],
+)
+def test_scores_of_attention_are_made_of_the_codes_that_are_summed(policy: str | Policy) -> None:
+    module = prepared("gat", policy)
     fit(module)
     integers = gnnfx.convert(module)
-    assert "aten.sum" not in integers.ir()
-    assert "att_src.spread" in integers.ir()
+    text = integers.ir()
+    assert "aten.sum" not in text
+    assert "aten.linear" not in text
+    assert "= linear(" not in text
+    assert "param('convs.0.att_src.spread.codes')" in text
     with torch.no_grad():
         want, got = module.eval()(*graph(70, 300)), integers(*graph(70, 300))
     assert float((got - want).abs().gt(1e-4 * want.abs().max()).float().mean()) < 0.02

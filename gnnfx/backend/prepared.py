@@ -34,6 +34,7 @@ from gnnfx.kernels.degree import DEGREE_BUCKETS
 from gnnfx.kernels.memory import Workspace
 from gnnfx.pass_manager import PassContext, Remark
 from gnnfx.passes.choose_qparams import weight_bits
+from gnnfx.passes.fold_attention_scores import spread
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class PreparedModule(nn.Module):
                 quantizers[site(name)] = FakeQuantizer(name, bits, training, buckets)
             widths = weight_bits(origin.program, quantize)
             for name, param in quantized_weights(origin.program).items():
-                channels, bits = int(param.shape[0]), widths[param.param]
+                # An attention vector for each head, [..., H, C], has a step a head.
+                channels, bits = int(param.shape[-2]), widths[param.param]
                 weights[site(name)] = WeightQuantizer(channels, bits, training)
             self.add_module(QUANTIZERS, quantizers)
             self.add_module(WEIGHTS, weights)
@@ -143,12 +145,16 @@ class PreparedModule(nn.Module):
         found = self._modules.get(QUANTIZERS) or nn.ModuleDict()
         return {q.name: q for q in found.children() if isinstance(q, FakeQuantizer)}
 
-    def weight_quantizers(self) -> dict[str, tuple[str, WeightQuantizer]]:
-        """(name of the weight, its quantizer) of each rounded weight, by name of the value."""
+    def weight_steps(self) -> dict[str, Tensor]:
+        """The step of each output channel or head of every rounded weight, by the weight's name."""
         found = dict((self._modules.get(WEIGHTS) or nn.ModuleDict()).named_children())
-        params = quantized_weights(self._origin.program)
-        pairs = {name: (param.param, found.get(site(name))) for name, param in params.items()}
-        return {n: (p, q) for n, (p, q) in pairs.items() if isinstance(q, WeightQuantizer)}
+        steps = {}
+        for name, param in quantized_weights(self._origin.program).items():
+            if isinstance(quantizer := found.get(site(name)), WeightQuantizer):
+                weight = self.get_parameter(param.param).detach()
+                rows = weight if len(param.shape) == 2 else spread(weight)
+                steps[param.param] = quantizer.step(rows).detach()
+        return steps
 
     def freeze_ranges(self, frozen: bool = True) -> None:
         """Keep the ranges of all activations as they are, or let them follow the values again."""

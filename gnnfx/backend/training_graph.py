@@ -11,7 +11,7 @@ Instructions that are the identity in the IR become what they stand for:
                                  dropout and quantizer in between belong to it
     relu(linear(x, w, b))        linear_relu(x, w, b)                       in one pass
     gather(x, index)             gather(x, index)                           [of training_ops]
-    sum(view(h) * att, -1)       head_scores(h, att)
+    sum(view(h) * att, -1)       linear(h, spread(att))                     of codes, too
     batch norm                   batch_norm(x, ..., <module>.training)
 
 where <module> is the model's own, so that .train() and .eval() of a part of it act on that part.
@@ -23,6 +23,7 @@ import operator
 
 from torch import fx, nn
 from torch.fx.node import Argument
+from torch.nn import functional
 
 from gnnfx.backend.sparse_input import (
     before,
@@ -32,10 +33,11 @@ from gnnfx.backend.sparse_input import (
     reads_nonzeros,
     rounded,
 )
-from gnnfx.backend.training_ops import batch_norm, dropout, gather, head_scores, linear_relu
+from gnnfx.backend.training_ops import batch_norm, dropout, gather, linear_relu
 from gnnfx.ir.patterns import is_param, sole_user
 from gnnfx.ir.program import Instr, Program
-from gnnfx.passes.fold_attention_scores import head_scores as head_scores_of
+from gnnfx.passes.choose_qparams import weighted
+from gnnfx.passes.fold_attention_scores import head_scores, spread
 from gnnfx.passes.fold_batch_norm import BATCH_NORM
 
 QUANTIZERS, WEIGHTS, EDGE_WEIGHTS, PROTECT = (
@@ -60,11 +62,7 @@ def observed(value: Instr) -> Instr | None:
 
 def quantized_weights(program: Program) -> dict[str, Instr]:
     """The parameters that are rounded, by name of the instruction."""
-    return {
-        linear.args["weight"].name: linear.args["weight"]
-        for linear in program.find("aten.linear.default")
-        if is_param(linear.args["weight"]) and observed(linear.arg) is not None
-    }
+    return {w.name: w for _, value, w in weighted(program) if observed(value) is not None}
 
 
 def training_graph(
@@ -107,8 +105,8 @@ class _Builder:
             case "gather":
                 rows = self._of(instr.arg), self._of(instr.args["index"])
                 return self.graph.call_function(gather, rows)
-            case "aten.sum.dim_IntList" if (scores := head_scores_of(instr)) is not None:
-                return self.graph.call_function(head_scores, tuple(map(self._of, scores)))
+            case "aten.sum.dim_IntList" if (scores := head_scores(instr)) is not None:
+                return self._head_scores(*scores)
             case "getitem" if instr.arg.op == BATCH_NORM:
                 return self.copies[instr.arg.node]
             case _ if instr.op == BATCH_NORM:
@@ -148,6 +146,12 @@ class _Builder:
             drop = dropped.args["p"], self._training(dropped.module)
         args = (x, csr, weight, bias, *drop, _is_activated(linear))
         return self.graph.call_function(linear_of_nonzeros, args)
+
+    def _head_scores(self, value: Instr, attention: Instr) -> fx.Node:
+        weight = self.graph.call_function(spread, (self._of(attention),))
+        if observed(value) is not None:
+            weight = self.graph.call_module(f"{WEIGHTS}.{site(attention.name)}", (weight,))
+        return self.graph.call_function(functional.linear, (self._of(value), weight))
 
     def _operands(self, linear: Instr) -> tuple[fx.Node | None, ...]:
         tensors = (linear.args[name] for name in ("input", "weight", "bias"))
@@ -224,7 +228,7 @@ def _is_scaled_by_quantizer(instr: Instr) -> bool:
 def _is_of_scores(instr: Instr) -> bool:
     """Whether `instr` is the product in the scores of heads, and nothing else."""
     user = sole_user(instr)
-    return user is not None and user.op == "aten.sum.dim_IntList" and bool(head_scores_of(user))
+    return user is not None and user.op == "aten.sum.dim_IntList" and bool(head_scores(user))
 
 
 def _has(owner: nn.Module, path: str) -> bool:

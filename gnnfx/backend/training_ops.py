@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gnnfx.passes.fold_attention_scores import spread
 from gnnfx.passes.fold_batch_norm import scale_and_shift
 
 
@@ -21,11 +20,6 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return functional.linear(x, weight, bias).relu()
     y: Tensor = torch.ops.gnnfx.linear(x, weight, bias, None, "relu")
     return y
-
-
-def head_scores(x: Tensor, attention: Tensor) -> Tensor:
-    """Products of the heads of `x` [N, H * C] with rows of `attention` [..., H, C]: [N, H]."""
-    return functional.linear(x, spread(attention))
 
 
 class _Gather(torch.autograd.Function):

@@ -108,6 +108,24 @@ program scores(x: f32[N, 6])
     check_values(before, after, torch.randn(5, 6), rtol=1e-4)
 
 
+def test_where_weights_are_kept_only_scores_of_codes_become_a_layer() -> None:
+    text = """\
+program scores(x: f32[N, 8])
+  t: f32[1, 2, 4] = param('att')
+  h: f32[N, 8] = {h}
+  v: f32[N, 2, 4] = aten.view.default(h, [-1, 2, 4])
+  m: f32[N, 2, 4] = aten.mul.Tensor(v, t)
+  a: f32[N, 2] = aten.sum.dim_IntList(m, [-1])
+  return (a,)
+"""
+    kept = FoldAttentionScores(keep_weights=True)
+    _, after, _ = rewrite(kept, text.format(h="aten.relu.default(x)"))
+    assert "aten.linear.default" not in body(after)
+    before, after, _ = rewrite(kept, text.format(h="observe(x, 'h')"))
+    assert body(after) == ["observe", "aten.linear.default"]
+    check_values(before, after, torch.randn(5, 8), rtol=1e-4)
+
+
 AGGREGATE = """\
 program order(x: f32[N, {k}], rowptr: i32[N + 1], src: i32[E], w: f32[E])
   p: f32[{o}, {k}] = param('lin.weight')
