@@ -4,7 +4,7 @@ Forward is `torch.ops.gnnfx.fake_quantize`, the simulation that integer kernels 
 code.  Backward, with y the rounded value and (qmin, qmax) the ends of the codes:
 
     straight-through   dx = dy                                        everywhere
-    clipped            dx = dy where qmin < code < qmax, else 0       (the end codes included)
+    clipped            dx = dy where qmin < code < qmax or code = zero_point, else 0
     learned-step       dx = dy where x is inside the range, else 0
                        ds = sum of dy * (code - zero_point - [inside] x / s) / sqrt(n * qmax)
 

@@ -20,7 +20,8 @@ class Training:
     """How values are rounded in training, and how their ranges are found.
 
     estimator: gradient of rounding.  'straight-through' passes it unchanged, 'clipped' not where
-        the code is at an end of its range, 'learned-step' as 'clipped', and the step is trained.
+        the code is at an end of its range and does not stand for zero, 'learned-step' not where
+        the value is outside of the range, and the step is trained.
     observer: how the range of an activation follows the values that training shows it.
     percentile: share of the values other than zero that are inside the range at each end, for
         observer='percentile'.

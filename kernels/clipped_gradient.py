@@ -2,9 +2,11 @@
 
     dx[i] = dy[i] where scale * (qmin - zero_point) < y[i] < scale * (qmax - zero_point), else 0
 
-with y the rounded value, so the end codes count as clipped; rows that were kept pass all.  Where x
-was scaled by rows before it was rounded, so is its gradient.  Source: the clipped estimator of
-Degree-Quant (Tailor et al., ICLR 2021) as its code runs.
+with y the rounded value, so the end codes count as clipped, but not the code of zero: where it is
+an end, as for outputs of a ReLU, nothing was clipped there, and a channel that rounds to zero would
+never learn again.  Rows that were kept pass all.  Where x was scaled by rows before it was rounded,
+so is its gradient.  Source: the clipped estimator of Degree-Quant (Tailor et al., ICLR 2021) as its
+code runs, which stops gradients at zero, too.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def reference(
     """
     low, high = (scale * (end - zero_point) for end in code_range(bits))
     # Half a step from the ends: a product may be off by a rounding.
-    passes = (y > low + scale / 2) & (y < high - scale / 2)
+    passes = (y > low + scale / 2) & (y < high - scale / 2) | (y == 0)
     if kept is not None:
         passes = passes | of_each_row(kept, y)
     return torch.where(passes, scale_rows(grad, row_scale), 0.0)

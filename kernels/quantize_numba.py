@@ -149,8 +149,11 @@ def _clip_gradient(lanes, scaled, keeps):
     def kernel(a):
         scale, zero_point = read_f32(a[SCALE]), read_i32(a[ZERO_POINT])
         half = scale / np.float32(2)
-        lows = splat_f32(scale * np.float32(a[LOW] - zero_point) + half, lanes)
-        highs = splat_f32(scale * np.float32(a[HIGH] - zero_point) - half, lanes)
+        low = scale * np.float32(a[LOW] - zero_point) + half
+        high = scale * np.float32(a[HIGH] - zero_point) - half
+        # An end that stands for zero clips nothing.
+        lows = splat_f32(min(low, -half), lanes)
+        highs = splat_f32(max(high, half), lanes)
         zeros = splat_f32(np.float32(0), lanes)
         row = 0
         while True:

@@ -82,7 +82,7 @@ def _clipped_gradient(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """The scaled gradient [R, C] where y is strictly between the end codes or kept (u8 a row)."""
+    """The scaled gradient [R, C] where y is 0, strictly between the end codes or kept (u8 a row)."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row_mask = rows < num_rows
     first = tl.program_id(1) * COLS
@@ -90,7 +90,7 @@ def _clipped_gradient(
     low = scale * (-(1 << (BITS - 1)) - zero_point).to(tl.float32) + scale * 0.5
     high = scale * ((1 << (BITS - 1)) - 1 - zero_point).to(tl.float32) - scale * 0.5
     y = load_rows(y_ptr, rows, row_mask, first, channels, COLS)
-    passes = (y > low) & (y < high)
+    passes = ((y > low) & (y < high)) | (y == 0)
     if kept_ptr is not None:
         kept = tl.load(kept_ptr + rows // rows_per_scale, mask=row_mask, other=0)
         passes = passes | (kept[:, None] != 0)

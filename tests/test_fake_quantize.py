@@ -50,6 +50,16 @@ def test_clipped_stops_gradients_at_the_end_codes() -> None:
     assert torch.equal(x.grad, values(seed=1) * inside)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_rounds_to_zero_keeps_learning_where_zero_is_an_end_code(sign: int) -> None:
+    quantizer = FakeQuantizer("h", 4, Training("clipped", "minmax"))
+    x = (sign * torch.tensor([[0.01, 0.02, 0.5, 1.0]])).requires_grad_()
+    y = quantizer(x)
+    assert y[0, :2].tolist() == [0.0, 0.0]
+    y.sum().backward()
+    assert x.grad.tolist() == [[1.0, 1.0, 1.0, 0.0]]  # type: ignore[union-attr]
+
+
 def test_learned_steps_have_the_gradient_of_their_formula() -> None:
     quantizer, x = clipping("learned-step"), values().requires_grad_()
     grad = values(seed=1)
