@@ -82,7 +82,7 @@ def _clipped_gradient(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """The scaled gradient [R, C] where y is 0, strictly between the end codes or kept (u8 a row)."""
+    """The scaled gradient [R, C] where y is 0, between the end codes, or kept (u8 a row)."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row_mask = rows < num_rows
     first = tl.program_id(1) * COLS
