@@ -86,7 +86,7 @@ def _operands(site: Instr) -> list[tuple[Instr, str]]:
             # In training, scores and sum are instructions of their own that share their codes.
             gathers = [u for x in (x_src, x_dst) for u in x.users if u.op == "gather"]
             operands += [(gather, "x") for gather in dict.fromkeys(gathers)]
-        case ("attend_gat", (x, *scores, _, _, _, _)):
+        case ("attend_gat", (x, *scores, _, _, _, _)) if x.op == "aten.view.default":
             # Likewise: the scores are made of the rows that are summed.
             for score in scores:
                 if (found := head_scores(score)) is not None and x.arg == found[0]:

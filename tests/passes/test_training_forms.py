@@ -111,6 +111,19 @@ def test_attention_in_parts_is_observed_as_the_fused_op_will_be() -> None:
     check_values(parse(ATTENTION), after, torch.randn(6, 8), *scores, src, dst)
 
 
+def test_scores_of_other_rows_than_are_summed_stay_float() -> None:
+    text = ATTENTION.replace("a_src: f32[N, 2]", "x: f32[N, 2, 4]").replace(
+        "  x: f32[N, 2, 4] = aten.view.default(h, [-1, 2, 4])\n",
+        "  att: f32[1, 2, 4] = param('att')\n"
+        "  v: f32[N, 2, 4] = aten.view.default(h, [-1, 2, 4])\n"
+        "  m: f32[N, 2, 4] = aten.mul.Tensor(v, att)\n"
+        "  a_src: f32[N, 2] = aten.sum.dim_IntList(m, [-1])\n",
+    )
+    _, after, _ = rewrite(InsertObservers(), text, ALL)
+    (observe,) = after.find("observe")
+    assert observe.args["name"] == "x"
+
+
 def test_packed_codes_are_unpacked_for_attention() -> None:
     ctx = PassContext(PRESETS["int4-dq"])
     simulated = ChooseQparams().run(InsertObservers().run(parse(FUSED), ctx), ctx)
