@@ -90,9 +90,8 @@ def _operands(site: Instr) -> list[tuple[Instr, str]]:
             # Likewise: the scores are made of the rows that are summed.
             for score in scores:
                 if (found := head_scores(score)) is not None and x.arg == found[0]:
-                    product = score.arg
-                    rows = "other" if is_param(product.args["self"]) else "self"
-                    operands.append((product, rows))
+                    rows = next(n for n, v in score.arg.args.items() if v != found[1])
+                    operands.append((score.arg, rows))
     return operands
 
 
