@@ -124,7 +124,7 @@ def _measure(workload: Workload, bits: int, epochs: int, budget: float) -> Row:
     integers = gnnfx.convert(simulation)
     before = _trained(workload, "PTQ", bits, epochs)
     call = workload.compared
-    after = qat.executed(before, "PTQ", bits, workload.build, workload.training[0], workload.skip)
+    after = qat.executed(before, "PTQ", bits, workload.build, [workload.training[0]], workload.skip)
     wanted = _simulated_codes(simulation, call)
     alone, plain = _differences(integers, call, wanted), _differences(integers, call, wanted, False)
     with torch.no_grad():

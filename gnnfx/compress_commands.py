@@ -26,7 +26,8 @@ Dataset = Annotated[str, typer.Option(help=f"One of {', '.join(DATASETS)}.")]
 Root = Annotated[Path, typer.Option(help="Folder of the dataset's files; digits needs none.")]
 Model = Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}, in any case.")]
 Method = Annotated[str, typer.Option(help="structured, fine-grained, global or global-structured.")]
-Ratio = Annotated[float, typer.Option(help="Share of the channels or weights that goes.")]
+Ratio = Annotated[float, typer.Option(help="Share of the units or weights that goes.")]
+Units = Annotated[str, typer.Option(help="What goes as a whole: channels, heads or layers.")]
 Criterion = Annotated[str, typer.Option(help="l1, l2, taylor, batch-norm, aggregation or random.")]
 Schedule = Annotated[str, typer.Option(help="one-shot, iterative or cubic.")]
 Steps = Annotated[int, typer.Option(help="Steps of training that the schedule takes.")]
@@ -48,6 +49,7 @@ def prune_command(
     model: Model = "GCN",
     method: Method = "structured",
     ratio: Ratio = 0.5,
+    units: Units = "channels",
     criterion: Criterion = "l2",
     schedule: Schedule = "one-shot",
     steps: Steps = 0,
@@ -60,7 +62,7 @@ def prune_command(
 ) -> None:
     """Train a model, prune it, train on, and compare what each stage led to."""
     with errors_shown():
-        policy = Policy(prune=_prune(method, ratio, criterion, schedule, steps, seed))
+        policy = Policy(prune=_prune(method, ratio, units, criterion, schedule, steps, seed))
         epochs = min(epochs, QUICK_EPOCHS) if quick else epochs
         _show(
             run(dataset, model, policy, root, epochs, seed, checkpoint_dir, Console(stderr=True)),
@@ -75,6 +77,7 @@ def compress_command(
     model: Model = "GCN",
     method: Method = "structured",
     ratio: Ratio = 0.5,
+    units: Units = "channels",
     criterion: Criterion = "l2",
     schedule: Schedule = "one-shot",
     steps: Steps = 0,
@@ -89,7 +92,7 @@ def compress_command(
 ) -> None:
     """Train a model, prune it, train it with rounding, and make integers of it."""
     with errors_shown():
-        prune = _prune(method, ratio, criterion, schedule, steps, seed)
+        prune = _prune(method, ratio, units, criterion, schedule, steps, seed)
         policy = Policy(prune=prune, quantize=_quantize(bits, degree_quant))
         epochs = min(epochs, QUICK_EPOCHS) if quick else epochs
         _show(
@@ -161,11 +164,12 @@ def train(
 
 
 def _prune(
-    method: str, ratio: float, criterion: str, schedule: str, steps: int, seed: int
+    method: str, ratio: float, units: str, criterion: str, schedule: str, steps: int, seed: int
 ) -> Prune:
     return Prune(
         ratio=ratio,
         method=method,  # type: ignore[arg-type]
+        units=units,  # type: ignore[arg-type]
         criterion=criterion,  # type: ignore[arg-type]
         schedule=schedule,  # type: ignore[arg-type]
         end=steps,

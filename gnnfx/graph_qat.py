@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Data
 from torch_geometric.datasets import MoleculeNet, TUDataset
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import MLP, GINConv, global_mean_pool
@@ -162,8 +162,8 @@ class _Trainer:
         self._parts, self._task, self._seed, self._epochs = parts, task, seed, epochs
         self._console = console
         self._regression = task == "graph-regression"
-        first = Batch.from_data_list(parts.training[:_BATCH])
-        self._arguments = (first.x, first.edge_index, first.batch)
+        batches = DataLoader(parts.training, _BATCH)
+        self._calls = [(batch.x, batch.edge_index, batch.batch) for batch in batches]
         self._float: tuple[PreparedModule, int] | None = None
 
     def train(self, method: Method, bits: int) -> tuple[int, float, float]:
@@ -174,7 +174,7 @@ class _Trainer:
         else:
             prepared, best = self._finetune(method, bits)
         skip = GraphGIN.FLOAT
-        final = executed(prepared, method, bits, self._build, self._arguments, skip)
+        final = executed(prepared, method, bits, self._build, self._calls, skip)
         parts = (self._parts.validation, self._parts.test)
         validation, test = (_score(final, graphs, self._regression) for graphs in parts)
         return best, validation, test
@@ -186,7 +186,7 @@ class _Trainer:
 
     def _finetune(self, method: Method, bits: int) -> tuple[PreparedModule, int]:
         torch.manual_seed(self._seed)
-        prepared = prepare(self._build(), _policy(method, bits), self._arguments)
+        prepared = prepare(self._build(), _policy(method, bits), self._calls[0])
         rate, decay = (0.005, 2e-4) if bits >= 8 else (0.001, 4e-5)
         optimizer = torch.optim.Adam(prepared.parameters(), lr=rate, weight_decay=decay)
         halved = torch.optim.lr_scheduler.StepLR(optimizer, 50, 0.5)

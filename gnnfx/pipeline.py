@@ -30,6 +30,7 @@ from gnnfx.passes.observe_as_paper import ObserveAsPaper
 from gnnfx.passes.protect_nodes import ProtectNodes
 from gnnfx.passes.prune import Prune
 from gnnfx.passes.prune_channels import PruneChannels
+from gnnfx.passes.prune_layers import PruneLayers
 from gnnfx.passes.raise_linear import RaiseLinear
 from gnnfx.passes.raise_message_passing import RaiseMessagePassing
 from gnnfx.passes.reassociate import Reassociate
@@ -53,11 +54,16 @@ def raise_passes(training: bool = False) -> list[Pass]:
     ]
 
 
+def removal_passes() -> list[Pass]:
+    """From masked to smaller: what is zero throughout goes."""
+    return [PruneLayers(), PruneChannels()]
+
+
 def float_passes(policy: Policy) -> list[Pass]:
     """From traced ATen to pruned and fused float message passing."""
     return [
         *raise_passes(),
-        *([Prune(), PruneChannels()] if policy.prune is not None else []),
+        *([Prune(), *removal_passes()] if policy.prune is not None else []),
         FoldBatchNorm(),
         FoldAttentionScores(),
         DropUnitAxes(),

@@ -92,15 +92,16 @@ class Quantize:
 
 @dataclass(frozen=True, slots=True)
 class Prune:
-    """Removal of weights, or of whole channels or heads.
+    """Removal of weights, or of whole channels, heads or layers.
 
-    ratio: share of the channels (heads, weights) of each layer that goes.
+    ratio: share of the channels (heads, weights) of each layer that goes, or share of the layers.
     method: 'structured' removes the channels or heads of each layer that matter least and leaves
         smaller layers, 'global-structured' those of the whole model; 'fine-grained' zeroes the
         weights of each layer that matter least, 'global' those of the whole model.
     criterion: what matters: norms of weights, gradient times weight, scales of batch norms, or
         what aggregation passes on in an example graph.
-    units: what structured methods count and remove.
+    units: what structured methods count and remove: 'channels', 'heads' of attention, or 'layers'
+        of message passing that a residual or skip connection leads around.
     overrides: other ratios by pattern (fnmatch) of the layer or its weight, the last match wins.
     schedule: how a Pruner reaches the ratio: at once at step `end`, in equal parts, or cubically.
     begin, end, every: the steps of a schedule's first, last and each further increase.
@@ -109,7 +110,7 @@ class Prune:
     ratio: float = 0.5
     method: PruneMethod = "structured"
     criterion: Literal["l1", "l2", "taylor", "batch-norm", "aggregation", "random"] = "l2"
-    units: Literal["channels", "heads"] = "channels"
+    units: Literal["channels", "heads", "layers"] = "channels"
     overrides: Mapping[str, float] = field(default_factory=dict)
     schedule: Literal["one-shot", "iterative", "cubic"] = "one-shot"
     begin: int = 0
@@ -122,7 +123,7 @@ class Prune:
         _check("method", self.method, methods)
         criteria = ("l1", "l2", "taylor", "batch-norm", "aggregation", "random")
         _check("criterion", self.criterion, criteria)
-        _check("units", self.units, ("channels", "heads"))
+        _check("units", self.units, ("channels", "heads", "layers"))
         _check("schedule", self.schedule, ("one-shot", "iterative", "cubic"))
         for name, ratio in {"ratio": self.ratio, **self.overrides}.items():
             if not 0.0 <= ratio < 1.0:
@@ -131,6 +132,11 @@ class Prune:
             raise PolicyError(
                 f"criterion {self.criterion!r} scores channels; with method {self.method!r} "
                 f"expected 'l1', 'l2', 'taylor' or 'random'"
+            )
+        if self.units == "layers" and self.criterion == "aggregation":
+            raise PolicyError(
+                "criterion 'aggregation' scores channels; with units 'layers' "
+                "expected 'l1', 'l2', 'taylor', 'batch-norm' or 'random'"
             )
         if not 0 <= self.begin <= self.end or self.every < 1:
             raise PolicyError(

@@ -21,8 +21,7 @@ from gnnfx.backend.prepared import PreparedModule, captured
 from gnnfx.errors import PolicyError
 from gnnfx.frontend.signature import flatten
 from gnnfx.pass_manager import PassContext, PassManager
-from gnnfx.passes.prune_channels import PruneChannels
-from gnnfx.pipeline import FLOAT_FACTS, raise_passes
+from gnnfx.pipeline import FLOAT_FACTS, raise_passes, removal_passes
 from gnnfx.policy import Prune
 from gnnfx.prepare import prepare_traced
 from gnnfx.pruning.aggregation import passed_on
@@ -49,7 +48,7 @@ class Pruner:
     prune: what goes, by which criterion, and when.
     example_inputs, example_kwargs: as for `gnnfx.optimize`.
 
-    groups: the channels that go together.
+    groups: the channels that go together, and the layers that can go.
     weights: names of the matrices that single weights are pruned of.
     masks: which values of each pruned parameter stay; empty until the schedule begins.
 
@@ -91,14 +90,14 @@ class Pruner:
                 tensors[name].masked_fill_(~mask, 0.0)
 
     def penalty(self) -> Tensor:
-        """Sum of the norms of all channels and heads: add a multiple of it to the loss.
+        """Sum of the norms of all units (channels, heads or layers): add a multiple to the loss.
 
-        It drives whole channels towards zero (group lasso), so that removing them costs little.
+        It drives whole units towards zero (group lasso), so that removing them costs little.
         """
-        return group_lasso(self.groups, self._tensors())
+        return group_lasso(self.groups, self.prune.units, self._tensors())
 
     def remove(self) -> PreparedModule:
-        """A smaller module without the channels whose weights are all zero.
+        """A smaller module without the channels and layers whose weights are all zero.
 
         It computes what the masked model computes, in train mode too: batch norms use and update
         statistics, and dropout drops.  Its parameters have the model's names, and `prepare`,
@@ -106,13 +105,15 @@ class Pruner:
         """
         ctx = PassContext()
         program = replace(self._program.copy(), tensors=self._copies())
-        program = PassManager([PruneChannels()], FLOAT_FACTS).run(program, ctx)
+        program = PassManager(removal_passes(), FLOAT_FACTS).run(program, ctx)
         if not self.prune.removes:
             params = {i.param: i for i in program.instrs if i.op == "param"}
             for name in self.weights:
                 ctx.did(params[name].users[0], zeros_remark(name, program.tensors[name]))
         traced = replace(self._traced, program=program)
-        return prepare_traced(self.model, traced, ctx).train(self.model.training)
+        small = prepare_traced(self.model, traced, ctx).train(self.model.training)
+        _forget(small, set(self._program.tensors) - set(program.tensors))
+        return small
 
     def flops(self) -> Flops:
         """Operations of one forward pass on the example, zero weights left out."""
@@ -146,3 +147,16 @@ class Pruner:
         chosen = [c for _, c in select_units(self.groups, self.prune, evidence, share)]
         units = [unit for found in chosen if not isinstance(found, str) for unit in found]
         return unit_masks(self.groups, units, tensors)
+
+
+def _forget(module: nn.Module, names: set[str]) -> None:
+    """Take the tensors `names` out of `module`, under each name that they have there."""
+    found = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    gone = {id(tensor) for name, tensor in found if name in names}
+    for name, tensor in found:
+        if id(tensor) in gone:
+            path, _, leaf = name.rpartition(".")
+            delattr(module.get_submodule(path), leaf)

@@ -187,7 +187,7 @@ class _Trainer:
             prepared, best = self._float
         else:
             prepared, best = self._finetune(policy(method, bits))
-        final = executed(prepared, method, bits, self._build, self._arguments)
+        final = executed(prepared, method, bits, self._build, [self._arguments])
         with torch.no_grad():
             output = final(*self._arguments)
         validation, test = (accuracy(output, data.y, data[m]) for m in ("val_mask", "test_mask"))
@@ -215,12 +215,13 @@ def executed(
     method: Method,
     bits: int,
     build: Callable[[], nn.Module],
-    calibration: tuple[Any, ...],
+    calls: Sequence[tuple[Any, ...]],
     skip: tuple[str, ...] = (),
 ) -> nn.Module:
     """What runs after training by `method`: integers, where there are integer kernels for it.
 
-    build: makes the model that was trained.  calibration: the arguments of a call.
+    build: makes the model that was trained.  calls: arguments, what quantization after training
+        sees of the training data.
     skip: modules that stay float32.
     """
     if method in ("QAT", "DQ", "DQ-degree"):
@@ -231,7 +232,7 @@ def executed(
     module.load_state_dict(prepared.state_dict())
     scales = _scales(method)
     after = Policy(Quantize(bits, bits, observer="mse", scales=scales, layers="all"), skip)  # type: ignore[arg-type]
-    return optimize(module.eval(), after, calibration, calibration=[calibration])
+    return optimize(module.eval(), after, calls[0], calibration=calls)
 
 
 def policy(method: Method, bits: int) -> Policy:

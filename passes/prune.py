@@ -19,7 +19,8 @@ from gnnfx.pass_manager import Numerics, Pass, PassContext
 from gnnfx.policy import Prune as PrunePolicy
 from gnnfx.pruning.aggregation import passed_on
 from gnnfx.pruning.criteria import Evidence
-from gnnfx.pruning.groups import INPUT, OUTPUT, Groups, find_groups
+from gnnfx.pruning.follow import INPUT
+from gnnfx.pruning.groups import OUTPUT, Groups, find_groups
 from gnnfx.pruning.masks import Masks, masked, unit_masks
 from gnnfx.pruning.select import select_units, select_weights, weight_matrices
 from gnnfx.pruning.storage import zeros_remark

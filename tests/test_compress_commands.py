@@ -45,9 +45,16 @@ def test_prune_stays_in_float() -> None:
     assert "train-rounded" not in result.output
 
 
+def test_prune_layers() -> None:
+    options = ["prune", *COMMON, "--model", "sage", "--units", "layers"]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["prune", *COMMON, "--units", "rows"], "units must be one of"),
         (["prune", *COMMON, "--model", "mlp"], "model must be one of GCN, SAGE"),
         (["prune", *COMMON, "--method", "dense"], "method must be one of"),
         (["compress", *COMMON, "--bits", "3"], "weight_bits must be one of"),

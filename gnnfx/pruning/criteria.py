@@ -91,13 +91,13 @@ def _totals(groups: Groups, group: Group, weights: Mapping[str, Tensor], power: 
     return torch.tensor(totals)
 
 
-def group_lasso(groups: Groups, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Sum of the Euclidean norms of all units that can be removed: a penalty for training.
+def group_lasso(groups: Groups, kind: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Sum of the Euclidean norms of all units of a kind that can be removed: a penalty.
 
-    It drives whole channels to zero rather than single weights; differentiable in `tensors`.
+    It drives whole units to zero rather than single weights; differentiable in `tensors`.
     """
     norms = []
-    for group in groups.removable():
+    for group in (g for g in groups.removable() if g.kind == kind):
         for unit in group.units:
             parts = [
                 slice_of(tensors[name], axis, positions).flatten()

@@ -5,7 +5,8 @@
 
 has one group of 16 units: unit i is row i of w0, entry i of b0 and column i of w1.  Units are
 equal in what they touch, so a group is what a ratio applies to.  Inputs and outputs keep their
-width, and so does what meets an op that no rule follows.
+width, and so does what meets an op that no rule follows.  A message-passing layer that something
+leads around is a group as well, of one unit: all that belongs to the layer.
 """
 
 from __future__ import annotations
@@ -16,16 +17,15 @@ from dataclasses import dataclass
 import networkx as nx
 from rich.table import Table
 
-import gnnfx.pruning.shape_rules  # noqa: F401  (declares its rules)
-from gnnfx.ir.patterns import is_param
 from gnnfx.ir.program import Instr, Program
-from gnnfx.ir.types import TensorType
-from gnnfx.pruning.labels import Labels, Layout, Unfollowed
-from gnnfx.pruning.norm_rules import BATCH_NORM, INSTANCE_NORM
-from gnnfx.pruning.rules import RULES, Flow
+from gnnfx.pruning.follow import followed, keep_all
+from gnnfx.pruning.labels import Labels, Layout
+from gnnfx.pruning.layers import find_layers, passes_messages
+from gnnfx.pruning.norm_rules import STATISTICS, norm_tensors
+from gnnfx.pruning.rules import Flow
 
 Positions = tuple[tuple[str, int, tuple[int, ...]], ...]
-INPUT, OUTPUT = "is an input of the model", "is an output of the model"
+OUTPUT = "is an output of the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Group:
     """Units that touch the same tensors.
 
     name: the tensors it is a width of, the first first.
-    kind: 'channels', or 'heads' if each unit is a block of another axis.
+    kind: 'channels', 'heads' if each unit is a block of another axis, or 'layers'.
     kept: why its units cannot be removed, or None if they can.
     """
 
@@ -117,58 +117,11 @@ def find_groups(program: Program) -> Groups:
     flow = Flow()
     for instr in program.instrs:
         if instr.op != "return":
-            flow.layouts[instr.name] = _followed(flow, instr, program)
+            flow.layouts[instr.name] = followed(flow, instr, program)
     for instr in program.results:
-        _keep_all(flow, instr, OUTPUT)
+        keep_all(flow, instr, OUTPUT)
     flow.channels.settle()
     return _collect(program, flow)
-
-
-def _followed(flow: Flow, instr: Instr, program: Program) -> Layout | list[Layout]:
-    """The layout of one value; what no rule follows stays as wide as it is."""
-    if instr.op == "param":
-        layout = flow.fresh(instr.shape, zero=True)
-        if not program.tensor(instr).is_floating_point():
-            flow.freeze(layout, range(len(layout.axes)), "belongs to a tensor of integers")
-        return layout
-    if instr.op == "getitem":
-        found = flow.layouts.get(instr.arg.name)
-        if isinstance(found, list):
-            return found[int(instr.positional[1])]
-    try:
-        if instr.op in RULES:
-            layouts = RULES[instr.op](flow, instr)
-            if isinstance(layouts, Layout):
-                return _normal(flow, layouts)
-            return [_normal(flow, layout) for layout in layouts]
-        reason = f"meets {instr.op}, which cannot be followed"
-    except Unfollowed as error:
-        reason = f"{error} at {instr.name}"
-    if instr.op == "input":
-        reason = INPUT
-    for operand in instr.inputs:
-        _keep_all(flow, operand, reason)
-    types = getattr(instr.type, "items", [instr.type])
-    shapes = [t.shape if isinstance(t, TensorType) else () for t in types]
-    layouts = [flow.fresh(shape, zero=False) for shape in shapes]
-    flow.layouts[instr.name] = layouts if len(layouts) > 1 else layouts[0]
-    _keep_all(flow, instr, reason)
-    return flow.layouts[instr.name]
-
-
-def _normal(flow: Flow, layout: Layout) -> Layout:
-    """An axis that a rule narrowed to one channel keeps it, as axes of size 1 have no labels."""
-    for dim, labels in enumerate(layout.axes):
-        if labels is not None and len(labels) == 1:
-            flow.channels.keep(labels, "is all there is of a value")
-            layout = layout.replace(dim, None, False)
-    return layout
-
-
-def _keep_all(flow: Flow, instr: Instr, reason: str) -> None:
-    found = flow.layouts.get(instr.name, [])
-    for one in found if isinstance(found, list) else [found]:
-        flow.freeze(one, range(len(one.axes)), reason)
 
 
 def _collect(program: Program, flow: Flow) -> Groups:
@@ -184,7 +137,7 @@ def _collect(program: Program, flow: Flow) -> Groups:
         heads.update(root(f) for f in factors[:-1])
     kept = _reasons(flow, depends)
     names = {i.param for i in program.instrs if i.op == "param"}
-    statistics = _norm_tensors(program, "running_mean", "running_var")
+    statistics = norm_tensors(program, *STATISTICS)
     slices, places = _slices(values, names), _places(values)
     members: dict[tuple[frozenset[tuple[str, int]], str | None, bool], list[Unit]] = {}
     for label in sorted(places):
@@ -204,20 +157,36 @@ def _collect(program: Program, flow: Flow) -> Groups:
         Group(_name(units[0], program), "heads" if head else "channels", _ordered(units), reason)
         for (_, reason, head), units in members.items()
     ]
-    return Groups(tuple(groups), values, depends, statistics, _norm_tensors(program, "weight"))
+    groups += _layers(program)
+    return Groups(tuple(groups), values, depends, statistics, norm_tensors(program, "weight"))
+
+
+def _layers(program: Program) -> Iterator[Group]:
+    """Message-passing layers that can go, and why the others stay."""
+    layers = find_layers(program)
+    removable = [layer for layer in layers if layer.removable]
+    found: list[tuple[tuple[str, ...], str | None]] = [(r.tensors, None) for r in removable]
+    for reduction in program.find("scatter"):
+        if any(reduction in layer.alone for layer in removable) or not passes_messages(reduction):
+            continue
+        path = reduction.module.rpartition(".")[0]
+        readers = [i for i in program.instrs if f"{i.module}.".startswith(f"{path}.")]
+        params = [i.param for reader in readers for i in reader.inputs if i.op == "param"]
+        own = tuple(dict.fromkeys(params))
+        known = any(reduction in layer.alone for layer in layers)
+        why = "is not zero where its own weights are" if known else "has no path around it"
+        found.append((own, why))
+    for number, (tensors, reason) in enumerate(found, start=1):
+        shapes = [(name, program.tensors[name].shape) for name in tensors]
+        if shapes:
+            slices = tuple((n, 0, tuple(range(s[0] if s else 1))) for n, s in shapes)
+            unit = Unit(-number, slices)
+            yield Group(_name(unit, program), "layers", (unit,), reason)
 
 
 def _ordered(units: list[Unit]) -> tuple[Unit, ...]:
     """Units by their positions in the first tensor."""
     return tuple(sorted(units, key=lambda unit: unit.slices[0][2]))
-
-
-def _norm_tensors(program: Program, *roles: str) -> frozenset[str]:
-    """Tensors that norms with running statistics use as one of `roles`."""
-    operands = [
-        norm.args[role] for norm in program.find(BATCH_NORM, INSTANCE_NORM) for role in roles
-    ]
-    return frozenset(operand.param for operand in operands if is_param(operand))
 
 
 def _tensor_layouts(program: Program, flow: Flow) -> Iterator[tuple[str, Layout]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gnnfx.ir.program import Instr
+from gnnfx.ir.patterns import is_param
+from gnnfx.ir.program import Instr, Program
 from gnnfx.pruning.labels import Labels, Layout, Unfollowed
 from gnnfx.pruning.rules import Flow, Layouts, reduced, rule
 
 BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
 INSTANCE_NORM = "aten.instance_norm.default"
+STATISTICS = "running_mean", "running_var"
 
 
 @rule(BATCH_NORM)
@@ -18,9 +20,8 @@ def _batch_norm(flow: Flow, instr: Instr) -> list[Layout]:
     x, args = flow.of(instr.arg), instr.args
     per_channel = [args[n] for n in ("weight", "bias", "running_mean", "running_var")]
     _join_channels(flow, x.axes[1], per_channel)
-    zero = args["weight"] is not None and args["bias"] is not None
     # A masked channel of a batch norm is one whose scale and shift are zero.
-    return [x.replace(1, x.axes[1], zero), *[flow.fresh((0,), False)] * 2]
+    return [x.replace(1, x.axes[1], _scaled_to_zero(flow, instr)), *[flow.fresh((0,), False)] * 2]
 
 
 @rule(INSTANCE_NORM)
@@ -29,10 +30,9 @@ def _instance_norm(flow: Flow, instr: Instr) -> Layout:
     per_channel = [args[n] for n in ("weight", "bias", "running_mean", "running_var")]
     _join_channels(flow, x.axes[1], per_channel)
     flow.freeze(x, range(2, len(x.axes)), "is averaged by an instance norm")
-    scaled = args["weight"] is not None and args["bias"] is not None
     # A channel of zeros has the mean zero, unless means are taken from what was seen before.
     own = args["use_input_stats"] and x.zero[1] and args["weight"] is args["bias"] is None
-    return x.replace(1, x.axes[1], scaled or own)
+    return x.replace(1, x.axes[1], own or _scaled_to_zero(flow, instr))
 
 
 @rule("aten.layer_norm.default", "aten.rms_norm.default", "aten.native_layer_norm.default")
@@ -46,8 +46,7 @@ def _layer_norm(flow: Flow, instr: Instr) -> Layouts:
         _join_channels(flow, x.axes[last], [args["weight"]])
         return x
     _join_channels(flow, x.axes[last], [args["weight"], args["bias"]])
-    zero = args["weight"] is not None and args["bias"] is not None
-    return x.replace(last, x.axes[last], zero)
+    return x.replace(last, x.axes[last], _scaled_to_zero(flow, instr))
 
 
 @rule("aten.group_norm.default")
@@ -80,6 +79,20 @@ def centered(std: Instr) -> Instr | None:
     if not isinstance(x, Instr) or not isinstance(mean, Instr) or difference.args["alpha"] != 1:
         return None
     return x if mean.op == "aten.mean.default" and mean.arg == x else None
+
+
+def _scaled_to_zero(flow: Flow, norm: Instr) -> bool:
+    """Whether scale and shift are there, and zero where they are masked."""
+    given = [norm.args[role] for role in ("weight", "bias")]
+    return all(tensor is not None and flow.of(tensor).zero[0] for tensor in given)
+
+
+def norm_tensors(program: Program, *roles: str) -> frozenset[str]:
+    """Tensors that norms with running statistics use as one of `roles`."""
+    operands = [
+        norm.args[role] for norm in program.find(BATCH_NORM, INSTANCE_NORM) for role in roles
+    ]
+    return frozenset(operand.param for operand in operands if is_param(operand))
 
 
 def _join_channels(flow: Flow, channels: Labels | None, tensors: Sequence[Any]) -> None:

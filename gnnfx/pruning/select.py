@@ -42,7 +42,8 @@ def select_units(
 ) -> Iterator[tuple[Group, list[Unit] | str]]:
     """For each group the units that go, or why none does.
 
-    share: how much of the ratio is due, for schedules.  One unit of a group always stays.
+    share: how much of the ratio is due, for schedules.  One unit of a group always stays, unless
+    the units are layers.
     """
     ratios = group_ratios(groups, prune)
     scored: dict[Group, Tensor] = {}
@@ -52,6 +53,9 @@ def select_units(
             yield group, scores
         else:
             scored[group] = scores
+    if prune.units == "layers":
+        yield from _least_layers(scored, ratios, share)
+        return
     # A group with a ratio of its own does not compete with the others.
     ranked = prune.method == "global-structured"
     pool = {g: s for g, s in scored.items() if ranked and ratios[g] == prune.ratio}
@@ -61,6 +65,18 @@ def select_units(
             count = min(count_of(ratios[group] * share, len(group.units)), len(group.units) - 1)
             least = torch.argsort(scores, stable=True)[:count].tolist()
             yield group, [group.units[i] for i in least]
+
+
+def _least_layers(
+    scored: Mapping[Group, Tensor], ratios: Mapping[Group, float], share: float
+) -> Iterator[tuple[Group, list[Unit]]]:
+    """The layers that score least; those with a ratio of their own do not compete with others."""
+    for ratio in dict.fromkeys(ratios.values()):
+        layers = [group for group in scored if ratios[group] == ratio]
+        layers.sort(key=lambda group: float(scored[group]))
+        gone = count_of(ratio * share, len(layers))
+        for rank, group in enumerate(layers):
+            yield group, list(group.units) if rank < gone else []
 
 
 def _least_of_all(pool: Mapping[Group, Tensor], ratio: float) -> Iterator[tuple[Group, list[Unit]]]:

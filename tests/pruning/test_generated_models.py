@@ -1,4 +1,4 @@
-"""Generated models, pruned at random: removing channels changes nothing that masking did not.
+"""Generated models, pruned at random: removal changes nothing that masking did not.
 
 The models have skips, concatenations, heads, shared layers, norms, products and jumping knowledge
 in random order.  The first examples run always; all of them with GNNFX_EXAMPLES=300.
@@ -19,8 +19,7 @@ from gnnfx.frontend.trace import trace
 from gnnfx.ir.program import Program
 from gnnfx.ir.verify import verify
 from gnnfx.pass_manager import PassContext, PassManager
-from gnnfx.passes.prune_channels import PruneChannels
-from gnnfx.pipeline import raise_passes
+from gnnfx.pipeline import FLOAT_FACTS, raise_passes, removal_passes
 from gnnfx.policy import Policy, Prune
 from gnnfx.pruning.groups import find_groups
 from gnnfx.pruning.masks import unit_masks
@@ -153,7 +152,8 @@ def test_removed_equals_masked(
             buffer.uniform_(0.5, 1.5) if "var" in key else buffer.normal_()
     program = PassManager(raise_passes()).run(trace(model, graph(30, 100)).program, PassContext())
     before, units = masked(program, ratio, torch.Generator().manual_seed(seed))
-    after = PruneChannels().run(before, PassContext(Policy(prune=Prune())))
+    manager = PassManager(removal_passes(), FLOAT_FACTS)
+    after = manager.run(before, PassContext(Policy(prune=Prune())))
     verify(after, before)
     if units:
         sizes = [sum(t.numel() for t in p.tensors.values()) for p in (before, after)]

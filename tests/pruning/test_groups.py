@@ -42,7 +42,14 @@ def pruner(name: str) -> Pruner:
                 ("convs.1.lin.weight", "heads"): 4,
             },
         ),
-        ("custom-gated", {("first.value.weight", "channels"): 16}),
+        (
+            "custom-gated",
+            {
+                ("first.value.weight", "channels"): 16,
+                ("first.value.weight", "layers"): 1,
+                ("second.value.weight", "layers"): 1,
+            },
+        ),
         ("hand-written", {("lin.weight", "channels"): 8}),
     ],
 )
@@ -52,8 +59,12 @@ def test_groups_that_can_be_removed(name: str, found: dict[tuple[str, str], int]
 
 
 def test_inputs_and_outputs_keep_their_width() -> None:
-    kept = {len(g.units): g.kept for g in pruner("gcn").groups if g.kept is not None}
-    assert kept == {20: "is an input of the model", 5: "is an output of the model"}
+    kept = {(g.kind, len(g.units)): g.kept for g in pruner("gcn").groups if g.kept is not None}
+    assert kept == {
+        ("channels", 20): "is an input of the model",
+        ("channels", 5): "is an output of the model",
+        ("layers", 1): "has no path around it",
+    }
 
 
 def test_jumping_knowledge_reads_each_layer_at_its_offset() -> None:
