@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from gnnfx import graph_qat
+from gnnfx import optimize as real_optimize
 from gnnfx.errors import InputError
 from gnnfx.finetune import finetune as real_finetune
 from gnnfx.graph_qat import GraphGIN
@@ -81,10 +82,19 @@ def test_quantization_after_training_is_of_the_model_in_float(
         trained.append(prepared)
         return real_finetune(prepared, *args, **kwargs)
 
+    seen = []
+
+    def optimize(*args: Any, calibration: Any, **kwargs: Any) -> Any:
+        seen.append(sum(int(batch.max()) + 1 for *_, batch in calibration))
+        return real_optimize(*args, calibration=calibration, **kwargs)
+
     monkeypatch.setattr("gnnfx.graph_qat.finetune", finetune)
+    monkeypatch.setattr("gnnfx.qat.optimize", optimize)
+    monkeypatch.setattr("gnnfx.graph_qat._BATCH", 10)
     found = graph_qat.run("PROTEINS", methods=("FP32", "PTQ"), bits=(8, 4), folds=1, epochs=2)
     assert [(o.method, o.bits) for o in found] == [("FP32", 32), ("PTQ", 8), ("PTQ", 4)]
     assert len({o.best_epoch for o in found}) == len(trained) == 1
+    assert seen == [24, 24]  # all training graphs, in batches of 10, 10 and 4
 
 
 def test_numbers_are_judged_by_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
