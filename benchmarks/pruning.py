@@ -231,7 +231,7 @@ def averages(found: Sequence[Mean]) -> Table:
 
 
 def plot(found: Sequence[Mean], path: Path) -> None:
-    """One row a data set and model: accuracy over bytes and, where measured, over latency."""
+    """Accuracy over bytes and, where measured, over latency, for each data set and model."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -240,19 +240,23 @@ def plot(found: Sequence[Mean], path: Path) -> None:
     panels = _panels(found)
     timed = all(m.latency_ms is not None for m in found)
     costs = [("weight_bytes", "weight bytes"), *([("latency_ms", "latency, ms")] if timed else [])]
-    size = (6 * len(costs), 3.6 * len(panels))
-    figure, axes = pyplot.subplots(len(panels), len(costs), figsize=size, squeeze=False)
-    for row, ((dataset, model), panel) in zip(axes, panels.items(), strict=True):
-        for axis, (cost, label) in zip(row, costs, strict=True):
-            for method, bits in dict.fromkeys((m.method, m.bits) for m in panel):
-                line = [m for m in panel if (m.method, m.bits) == (method, bits)]
-                x, y = [getattr(m, cost) for m in line], [m.test for m in line]
-                axis.plot(x, y, "o-", markersize=3, linewidth=1, label=f"{method}, {bits} bits")
-            best = front(panel, cost)
-            x, y = [getattr(m, cost) for m in best], [m.test for m in best]
-            axis.step(x, y, where="post", color="black", alpha=0.3, linewidth=4, label="front")
-            axis.set(title=f"{model} on {dataset}", xlabel=label, ylabel="test accuracy, %")
-            axis.set_xscale("log")
+    columns = len(costs) if timed else min(3, len(panels))
+    rows = -(-len(panels) * len(costs) // columns)
+    size = (6 * columns, 3.6 * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
+    drawn = itertools.product(panels.items(), costs)
+    for axis, (((dataset, model), panel), (cost, label)) in zip(axes.flat, drawn, strict=False):
+        for method, bits in dict.fromkeys((m.method, m.bits) for m in panel):
+            line = [m for m in panel if (m.method, m.bits) == (method, bits)]
+            x, y = [getattr(m, cost) for m in line], [m.test for m in line]
+            axis.plot(x, y, "o-", markersize=3, linewidth=1, label=f"{method}, {bits} bits")
+        best = front(panel, cost)
+        x, y = [getattr(m, cost) for m in best], [m.test for m in best]
+        axis.step(x, y, where="post", color="black", alpha=0.3, linewidth=4, label="front")
+        axis.set(title=f"{model} on {dataset}", xlabel=label, ylabel="test accuracy, %")
+        axis.set_xscale("log")
+    for axis in axes.flat[len(panels) * len(costs) :]:
+        axis.axis("off")
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -14,7 +14,9 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Generic, TypeVar
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -35,13 +37,16 @@ class _Entry(Generic[Structure]):
 class GraphCache(Generic[Structure]):
     """A bounded memory of structures, least recently used first out; safe for several threads.
 
-    compute: the structure of a graph, from its tensors, which are private copies, and sizes.
+    compute: the structure of a graph, from its tensors, which are private copies, and sizes; if a
+        method, that of the owner of this memory.
     """
 
     def __init__(
         self, compute: Callable[[Sequence[Tensor], Sequence[int]], Structure], capacity: int = 4
     ) -> None:
-        self._compute = compute
+        # An owner that is in a cycle with its memory would keep the buffers it works in until the
+        # garbage collector comes by.
+        self._compute = WeakMethod(compute) if isinstance(compute, MethodType) else lambda: compute
         self._capacity = capacity
         self._entries: OrderedDict[int, tuple[tuple[object, ...], _Entry[Structure]]] = (
             OrderedDict()
@@ -65,7 +70,9 @@ class GraphCache(Generic[Structure]):
                 return entry.structure
         copies = [t.detach().clone() if t.requires_grad else t.clone() for t in tensors]
         seen = _identity(tensors) if _on_gpu(tensors) else []
-        entry = _Entry(copies, self._compute(copies, sizes), seen)
+        compute = self._compute()
+        assert compute is not None
+        entry = _Entry(copies, compute(copies, sizes), seen)
         with self._lock:
             self._entries[self._next] = (key, entry)
             self._next += 1

@@ -10,6 +10,7 @@ small = pruner.remove()                # trains on as the model did
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,7 @@ from gnnfx.pruning.groups import find_groups
 from gnnfx.pruning.masks import Masks, unit_masks
 from gnnfx.pruning.schedule import share_due
 from gnnfx.pruning.select import (
+    chosen_units,
     group_ratios,
     select_units,
     select_weights,
@@ -75,7 +77,9 @@ class Pruner:
         self._number = 0
         self.groups = find_groups(self._program)
         if prune.removes:
-            group_ratios(self.groups, prune)
+            ratios = group_ratios(self.groups, prune)
+            if all(group.kept is not None for group in ratios):
+                chosen_units([(group, group.kept or "") for group in ratios], prune)
         else:
             weight_ratios(self.weights, prune)
 
@@ -84,10 +88,7 @@ class Pruner:
         if (share := share_due(self.prune, self._number)) is not None:
             self.masks = self._choose(share)
         self._number += 1
-        tensors = self._tensors()
-        with torch.no_grad():
-            for name, mask in self.masks.items():
-                tensors[name].masked_fill_(~mask, 0.0)
+        self._mask()
 
     def penalty(self) -> Tensor:
         """Sum of the norms of all units (channels, heads or layers): add a multiple to the loss.
@@ -104,6 +105,14 @@ class Pruner:
         `finetune` and `optimize` take it as they take the model.
         """
         ctx = PassContext()
+        tensors = self._tensors()
+        if back := [name for name, mask in self.masks.items() if bool(tensors[name][~mask].any())]:
+            warnings.warn(
+                f"pruned weights of {', '.join(back)} have changed since the last step(), as if an "
+                f"earlier checkpoint had been loaded; they are set to zero once more",
+                stacklevel=2,
+            )
+            self._mask()
         program = replace(self._program.copy(), tensors=self._copies())
         program = PassManager(removal_passes(), FLOAT_FACTS).run(program, ctx)
         if not self.prune.removes:
@@ -129,6 +138,12 @@ class Pruner:
         buffers = dict(self.model.named_buffers(remove_duplicate=False))
         return {**self._program.tensors, **named, **buffers}
 
+    def _mask(self) -> None:
+        tensors = self._tensors()
+        with torch.no_grad():
+            for name, mask in self.masks.items():
+                tensors[name].masked_fill_(~mask, 0.0)
+
     def _copies(self) -> dict[str, Tensor]:
         tensors = self._tensors()
         return {name: tensors[name].detach().clone() for name in self._program.tensors}
@@ -144,8 +159,11 @@ class Pruner:
         evidence = Evidence(tensors, gradients, measured, generator)
         if not self.prune.removes:
             return select_weights(self.weights, self.prune, evidence, share)
-        chosen = [c for _, c in select_units(self.groups, self.prune, evidence, share)]
-        units = [unit for found in chosen if not isinstance(found, str) for unit in found]
+        found = list(select_units(self.groups, self.prune, evidence, share))
+        if share == 1.0:
+            units = chosen_units(found, self.prune)
+        else:
+            units = [unit for _, chosen in found if not isinstance(chosen, str) for unit in chosen]
         return unit_masks(self.groups, units, tensors)
 
 

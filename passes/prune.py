@@ -22,7 +22,7 @@ from gnnfx.pruning.criteria import Evidence
 from gnnfx.pruning.follow import INPUT
 from gnnfx.pruning.groups import OUTPUT, Groups, find_groups
 from gnnfx.pruning.masks import Masks, masked, unit_masks
-from gnnfx.pruning.select import select_units, select_weights, weight_matrices
+from gnnfx.pruning.select import chosen_units, select_units, select_weights, weight_matrices
 from gnnfx.pruning.storage import zeros_remark
 
 
@@ -59,20 +59,11 @@ def _mask_units(
     program: Program, policy: PrunePolicy, ctx: PassContext, params: dict[str, Instr]
 ) -> Masks:
     groups = find_groups(program)
-    units, reasons = [], []
-    evidence = _evidence(program, policy, ctx, groups)
-    for group, chosen in select_units(groups, policy, evidence):
-        if isinstance(chosen, str):
-            reasons.append(f"{group.name} {chosen}")
-            if chosen in (INPUT, OUTPUT):
-                continue
+    found = list(select_units(groups, policy, _evidence(program, policy, ctx, groups)))
+    for group, chosen in found:
+        if isinstance(chosen, str) and chosen not in (INPUT, OUTPUT):
             ctx.missed(params[group.name].users[0], f"{group.kind} of {group.name}: {chosen}")
-        else:
-            units.extend(chosen)
-    if not units and policy.ratio > 0:
-        why = "; ".join(reasons) or f"it has no {policy.units} that could go at this ratio"
-        raise PolicyError(f"the policy would prune nothing in this model: {why}")
-    return unit_masks(groups, units, program.tensors)
+    return unit_masks(groups, chosen_units(found, policy), program.tensors)
 
 
 def _evidence(

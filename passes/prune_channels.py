@@ -66,12 +66,16 @@ class _Alive:
     """Which positions along each axis stay."""
 
     def __init__(self, groups: Groups, gone: set[int]) -> None:
-        self._groups = groups
+        self._values = dict(groups.values)
         self._gone = gone
+
+    def replaced(self, old: Instr, new: Instr) -> None:
+        """Remember that `new` has the channels of `old`."""
+        self._values[value_key(new)] = self._values[value_key(old)]
 
     def __call__(self, instr: Instr, dim: int) -> list[bool] | None:
         """One truth value a channel; None where no channel goes."""
-        axes = self._groups.values.get(value_key(instr), ())
+        axes = self._values.get(value_key(instr), ())
         labels = axes[dim] if axes else None
         if labels is None or self._gone.isdisjoint(labels):
             return None
@@ -112,12 +116,15 @@ def _shrink(rewriter: Rewriter, alive: _Alive, instr: Instr) -> None:
         if (share := _share(alive, instr.arg, dims)) != 1.0:
             after = Instr(instr.node.next)
             scaled = rewriter.insert(after, "aten.mul.Tensor", instr, share, like=instr)
+            alive.replaced(instr, scaled)
             rewriter.replace(instr, scaled)
     elif (rewrite := NORMS.get(instr.op)) is not None:
         whole = instr.op == "aten.std.default"
         dims = range(len(instr.arg.shape)) if whole else [-1]
         if (share := _share(alive, instr.arg, dims)) != 1.0:
-            rewriter.replace(instr, rewrite(rewriter, instr, share))
+            rewritten = rewrite(rewriter, instr, share)
+            alive.replaced(instr, rewritten)
+            rewriter.replace(instr, rewritten)
 
 
 def _share(alive: _Alive, value: Instr, dims: Iterable[int]) -> float:

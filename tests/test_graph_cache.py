@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -172,3 +173,16 @@ def test_identity_is_of_objects_and_versions_not_of_values() -> None:
     with torch.inference_mode():
         unversioned = torch.tensor([1, 2])
     assert not _same_objects(_identity([unversioned]), [unversioned])
+
+
+@pytest.mark.parametrize("make_module", [gnnfx.optimize, gnnfx.prepare])
+def test_a_module_goes_with_its_last_reference(make_module: Callable[..., torch.nn.Module]) -> None:
+    module = make_module(make("gin"), "fp32", graph(40, 160))
+    module(*graph(40, 160))
+    alive = weakref.ref(module)
+    gc.disable()
+    try:
+        del module
+        assert alive() is None
+    finally:
+        gc.enable()

@@ -52,7 +52,9 @@ def unit_scores(groups: Groups, group: Group, prune: Prune, evidence: Evidence) 
             return _totals(groups, group, {t: evidence.tensors[t].abs() for t in scales})
     weights = {t: evidence.tensors[t] for t in group.tensors if t not in groups.statistics}
     if prune.criterion == "taylor":
-        weights = {t: taylor(t, evidence).abs() for t in weights}
+        # Frozen weights and constants go with those that are trained.
+        known = [t for t in weights if t in evidence.gradients] or list(weights)
+        weights = {t: taylor(t, evidence).abs() for t in known}
     return _totals(groups, group, weights, power=2 if prune.criterion == "l2" else 1)
 
 

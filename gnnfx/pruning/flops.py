@@ -14,14 +14,26 @@ import torch
 from torch import Tensor, fx
 
 from gnnfx.ir.op import find_op
-from gnnfx.ir.program import Program, op_name
+from gnnfx.ir.patterns import depends_on_params_alone
+from gnnfx.ir.program import Instr, Program, op_name
+
+_LINEAR = "aten.linear.default"
+# Products, and the position of their left operand.
+_PRODUCTS = {
+    _LINEAR: 0,
+    "aten.mm.default": 0,
+    "aten.bmm.default": 0,
+    "aten.matmul.default": 0,
+    "aten.addmm.default": 1,
+    "aten.baddbmm.default": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Flops:
     """Operations of one forward pass; a multiply-add counts as two.
 
-    linear: products with weights, zero weights left out.
+    linear: products of matrices, zero weights left out.
     message_passing: gather, scatter and softmax over edges.
     other: one for each value of everything else.
     """
@@ -61,22 +73,38 @@ class _Counter(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         if (op := find_op(n.target)) is not None:
             self.message_passing += op.cost(*args, **kwargs).flops
-        elif op_name(n.target) in ("aten.linear.default", "aten.mm.default", "aten.addmm.default"):
-            self.linear += self._product(n, args)
+        elif (name := op_name(n.target)) in _PRODUCTS:
+            first = _PRODUCTS[name]
+            weights = [depends_on_params_alone(a) for a in Instr(n).positional[first : first + 2]]
+            left, right = args[first : first + 2]
+            self.linear += _multiplied(left, right.mT if name == _LINEAR else right, weights)
+            if first == 1 or (name == _LINEAR and len(args) > 2):
+                self.linear += result.numel()  # the bias
         elif isinstance(result, Tensor) and result.is_floating_point():
             self.other += result.numel()
         return result
 
-    def _product(self, n: fx.Node, args: tuple[Any, ...]) -> int:
-        """Two operations for each row and each weight that is not zero, one for each bias."""
-        first = 1 if op_name(n.target) == "aten.addmm.default" else 0
-        x, weight, node = args[first], args[first + 1], n.args[first + 1]
-        if isinstance(node, fx.Node) and node.op == "get_attr":
-            weight = self._weights[str(node.target)]
-        rows = x.numel() // max(x.shape[-1], 1)
-        biased = first == 1 or len(args) > 2
-        outputs = int(weight.shape[0 if op_name(n.target) == "aten.linear.default" else 1])
-        return int(rows) * (2 * int((weight != 0).sum()) + (outputs if biased else 0))
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._weights[target]
+
+
+def _multiplied(left: Tensor, right: Tensor, weights: list[bool]) -> int:
+    """Two operations for each value of [..., N, K] @ [..., K, M] that meets another.
+
+    weights: which of the operands is a weight, whose zeros cost nothing.
+    """
+    if right.dim() == 1:
+        right = right[:, None]
+    inner = max(left.shape[-1], 1)
+    rows, columns = left.numel() // inner, right.numel() // inner
+    if weights[1]:
+        matrices = max(columns // max(right.shape[-1], 1), 1)
+        return 2 * int((right != 0).sum()) * rows // matrices
+    if weights[0] and left.dim() > 1:
+        matrices = max(rows // max(left.shape[-2], 1), 1)
+        return 2 * int((left != 0).sum()) * columns // matrices
+    matrices = max(columns // max(right.shape[-1], 1), 1)
+    return 2 * rows * inner * (columns // matrices)
 
 
 def dense_training(dense: int, steps: int) -> float:

@@ -20,6 +20,7 @@ def _batch_norm(flow: Flow, instr: Instr) -> list[Layout]:
     x, args = flow.of(instr.arg), instr.args
     per_channel = [args[n] for n in ("weight", "bias", "running_mean", "running_var")]
     _join_channels(flow, x.axes[1], per_channel)
+    flow.freeze(x, range(2, len(x.axes)), "is averaged by a batch norm")
     # A masked channel of a batch norm is one whose scale and shift are zero.
     return [x.replace(1, x.axes[1], _scaled_to_zero(flow, instr)), *[flow.fresh((0,), False)] * 2]
 
@@ -46,7 +47,9 @@ def _layer_norm(flow: Flow, instr: Instr) -> Layouts:
         _join_channels(flow, x.axes[last], [args["weight"]])
         return x
     _join_channels(flow, x.axes[last], [args["weight"], args["bias"]])
-    return x.replace(last, x.axes[last], _scaled_to_zero(flow, instr))
+    # What is zero along another axis is the shift behind the norm.
+    others = [z and args["bias"] is None for z in x.zero[:last]]
+    return Layout(x.axes, (*others, _scaled_to_zero(flow, instr)))
 
 
 @rule("aten.group_norm.default")

@@ -234,7 +234,9 @@ def _linear(flow: Flow, instr: Instr) -> Layout:
         if weight.axes[0] is not None and bias.axes[0] is not None:
             flow.channels.join(weight.axes[0], bias.axes[0])
         zero = zero and bias.zero[0]
-    return Layout((*x.axes[:-1], weight.axes[0]), (*x.zero[:-1], zero))
+    # What is zero along another axis is the bias behind the layer.
+    others = [z and instr.args["bias"] is None for z in x.zero[:-1]]
+    return Layout((*x.axes[:-1], weight.axes[0]), (*others, zero))
 
 
 @rule("aten.mm.default", "aten.bmm.default", "aten.matmul.default")

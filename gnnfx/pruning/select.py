@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatch
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from gnnfx.errors import PolicyError
-from gnnfx.ir.patterns import is_param
-from gnnfx.ir.program import Program
-from gnnfx.policy import Prune
+from gnnfx.ir.patterns import RESHAPES, is_param
+from gnnfx.ir.program import Instr, Program
+from gnnfx.policy import Prune, matches
 from gnnfx.pruning.criteria import Evidence, unit_scores, weight_scores
 from gnnfx.pruning.groups import Group, Groups, Unit
 from gnnfx.pruning.masks import Masks
@@ -23,18 +22,29 @@ _MATRICES = {
     "aten.mm.default": ("self", "mat2"),
     "aten.matmul.default": ("self", "other"),
     "aten.addmm.default": ("mat1", "mat2"),
+    "aten.bmm.default": ("self", "mat2"),
+    "aten.baddbmm.default": ("batch1", "batch2"),
+}
+_VIEWS = RESHAPES | {
+    "aten.t.default",
+    "aten.transpose.int",
+    "aten.permute.default",
+    "aten.expand.default",
+    "aten.select.int",
+    "aten.slice.Tensor",
 }
 
 
 def weight_matrices(program: Program) -> list[str]:
     """Names of the tensors that a program multiplies features with, biases excluded."""
-    found = [
-        operand.param
-        for instr in program.find(*_MATRICES)
-        for name in _MATRICES[instr.op]
-        if is_param(operand := instr.args[name])
-    ]
+    operands = [i.args[name] for i in program.find(*_MATRICES) for name in _MATRICES[i.op]]
+    found = [base.param for base in map(_base, operands) if is_param(base)]
     return list(dict.fromkeys(found))
+
+
+def _base(value: Instr) -> Instr:
+    """What `value` is a view of."""
+    return _base(value.arg) if value.op in _VIEWS else value
 
 
 def select_units(
@@ -48,7 +58,7 @@ def select_units(
     ratios = group_ratios(groups, prune)
     scored: dict[Group, Tensor] = {}
     for group in ratios:
-        scores = group.kept or unit_scores(groups, group, prune, evidence)
+        scores = group.kept or _numbers(unit_scores(groups, group, prune, evidence), group.name)
         if isinstance(scores, str):
             yield group, scores
         else:
@@ -102,6 +112,8 @@ def select_weights(names: list[str], prune: Prune, evidence: Evidence, share: fl
     """Masks of the weight matrices `names` that are False on the weights that go."""
     ratios = weight_ratios(names, prune)
     scores = {name: weight_scores(name, prune, evidence) for name in names}
+    for name in names:
+        _numbers(scores[name], name)
     if prune.method == "fine-grained":
         return {
             n: keep_largest(s, count_of(ratios[n] * share, s.numel())) for n, s in scores.items()
@@ -113,21 +125,62 @@ def select_weights(names: list[str], prune: Prune, evidence: Evidence, share: fl
     }
     rest = [n for n in names if n not in own]
     if rest:
-        joined = torch.cat([scores[n].flatten() for n in rest])
+        joined = torch.cat([_with_one_kept(scores[n]).flatten() for n in rest])
         kept = keep_largest(joined, count_of(prune.ratio * share, joined.numel()))
         parts = kept.split([scores[n].numel() for n in rest])
         masks |= {n: part.view_as(scores[n]) for n, part in zip(rest, parts, strict=True)}
     return masks
 
 
+def _numbers(scores: Tensor | str, name: str) -> Tensor | str:
+    """`scores`; raises PolicyError if they cannot be compared."""
+    if isinstance(scores, Tensor) and bool(scores.isnan().any()):
+        raise PolicyError(f"what is known of {name!r} or its gradient holds NaN; expected numbers")
+    return scores
+
+
+def _with_one_kept(scores: Tensor) -> Tensor:
+    """`scores` of a matrix of which the largest never goes: no layer is emptied."""
+    kept = scores.flatten().clone()
+    kept[kept.argmax()] = torch.inf
+    return kept.view(scores.shape)
+
+
 def group_ratios(groups: Groups, prune: Prune) -> dict[Group, float]:
-    """The ratio of each group of the policy's kind; PolicyError for overrides that match none."""
-    return _ratios({g: _makers(g) for g in groups if g.kind == prune.units}, prune)
+    """The ratio of each group of the policy's kind; PolicyError for overrides without effect."""
+    chosen = [group for group in groups if group.kind == prune.units]
+    for pattern, ratio in prune.overrides.items():
+        matched = [g for g in chosen if any(matches(pattern, name) for name in _makers(g))]
+        if ratio > 0 and matched and all(group.kept is not None for group in matched):
+            raise PolicyError(
+                f"overrides: {pattern!r} matches only what stays: {matched[0].name} "
+                f"{matched[0].kept}"
+            )
+    return _ratios({group: _makers(group) for group in chosen}, prune)
 
 
 def weight_ratios(names: Iterable[str], prune: Prune) -> dict[str, float]:
     """The ratio of each weight matrix; PolicyError for overrides that match none."""
-    return _ratios({name: [name] for name in names}, prune)
+    matrices = {name: [name] for name in names}
+    if not matrices:
+        raise nothing_to_prune(["it multiplies features with no matrix of its own"], prune)
+    return _ratios(matrices, prune)
+
+
+def nothing_to_prune(reasons: Iterable[str], prune: Prune) -> PolicyError:
+    """The error for a policy that would change nothing."""
+    why = "; ".join(reasons) or f"it has no {prune.units} that could go at this ratio"
+    return PolicyError(f"the policy would prune nothing in this model: {why}")
+
+
+def chosen_units(found: Iterable[tuple[Group, list[Unit] | str]], prune: Prune) -> list[Unit]:
+    """The units that go; raises PolicyError with the reasons if there are none."""
+    listed = list(found)
+    units = [unit for _, chosen in listed if not isinstance(chosen, str) for unit in chosen]
+    if not units and prune.ratio > 0:
+        kept = [f"{group.name} {why}" for group, why in listed if isinstance(why, str)]
+        raise nothing_to_prune(kept, prune)
+    return units
 
 
 def keep_largest(scores: Tensor, drop: int) -> Tensor:
@@ -150,16 +203,26 @@ def _makers(group: Group) -> list[str]:
 
 
 def _ratios(tensors: dict[_Item, list[str]], prune: Prune) -> dict[_Item, float]:
-    """The ratio of each item with the given tensors; every pattern must match one."""
+    """The ratio of each item with the given tensors; every pattern must match one.
+
+    Of patterns that match one tensor the last counts; through different tensors of what goes
+    together they may not want different ratios.
+    """
     ratios = dict.fromkeys(tensors, prune.ratio)
+    known: dict[_Item, tuple[str, list[str]]] = {}
     for pattern, ratio in prune.overrides.items():
-        matched = [item for item, names in tensors.items() if _matches(names, pattern)]
-        if not matched:
-            known = sorted({name for names in tensors.values() for name in names})
-            raise PolicyError(f"overrides: {pattern!r} matches none of {known}")
-        ratios.update(dict.fromkeys(matched, ratio))
+        matched = {i: [n for n in names if matches(pattern, n)] for i, names in tensors.items()}
+        if not any(matched.values()):
+            all_names = sorted({name for names in tensors.values() for name in names})
+            raise PolicyError(f"overrides: {pattern!r} matches none of {all_names}")
+        for item, hits in matched.items():
+            other, others = known.get(item, (pattern, hits))
+            if hits and ratios[item] != ratio and not set(hits) & set(others):
+                raise PolicyError(
+                    f"overrides: {other!r} wants {ratios[item]} of {others[0]!r}, {pattern!r} "
+                    f"wants {ratio} of {hits[0]!r}, which loses the same channels; "
+                    f"expected one ratio"
+                )
+            if hits:
+                ratios[item], known[item] = ratio, (pattern, hits)
     return ratios
-
-
-def _matches(names: Iterable[str], pattern: str) -> bool:
-    return any(fnmatch(n, pattern) or fnmatch(n.rpartition(".")[0], pattern) for n in names)

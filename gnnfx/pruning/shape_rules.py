@@ -19,6 +19,10 @@ def _reshape(flow: Flow, instr: Instr) -> Layout:
     for olds, news in axis_groups(source, target):
         labels = [a for d in olds if (a := x.axes[d]) is not None]
         dead = all(x.zero[d] for d in olds)
+        if not labels:
+            continue
+        if len(labels) < len(olds):
+            raise Unfollowed("joins channels and rows")
         if len(news) == 1 and len(olds) == 1:
             axes[news[0]], zero[news[0]] = labels[0], dead
         elif len(news) == 1:
@@ -146,6 +150,9 @@ def _cat(flow: Flow, instr: Instr) -> Layout:
             flow.channels.keep(alone, "is the only channel of its value")
             joined.extend(part.axes[dim] or alone * tensor.shape[dim])
         axes[dim] = tuple(joined)
+    else:
+        for part in parts:
+            flow.freeze(part, [dim], "is joined to rows")
     zero = [all(p.zero[d] for p in parts) for d in range(len(axes))]
     return Layout(tuple(axes), tuple(zero))
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,11 @@ class SparseTraining:
     drop: share of a layer's weights that moves at first.
     end: the step after which nothing moves; `every`: steps between moves.
 
-    masks: which weights there are.  Raises InputError for a share outside (0, 1].
+    masks: which weights there are.  Making one draws masks and sets other weights to zero, so a
+    run goes on by making it first and loading the states of model, optimizer and this after.
+
+    Raises InputError for a share outside (0, 1], unknown names, and weights that the optimizer
+    does not train.
     """
 
     def __init__(
@@ -55,6 +59,17 @@ class SparseTraining:
         for name, share in {"density": density, "drop": drop}.items():
             if not 0.0 < share <= 1.0:
                 raise InputError(f"{name} must lie in (0, 1], got {share}")
+        for name, given, known in (
+            ("distribution", distribution, ("uniform", "erk")),
+            ("growth", growth, ("gradient", "random")),
+        ):
+            if given not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}; got {given!r}")
+        if every < 1 or end < 1:
+            raise InputError(f"expected every >= 1 and end >= 1, got every={every}, end={end}")
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if strange := [name for name, w in weights.items() if id(w) not in trained]:
+            raise InputError(f"optimizer does not train the weights {', '.join(strange)}")
         if not weights:
             raise InputError("weights is empty; expected at least one matrix by name")
         self.weights = dict(weights)
@@ -77,6 +92,27 @@ class SparseTraining:
             for name, weight in self.weights.items():
                 self._move(name, weight)
         self._apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes into a checkpoint beside the states of the model and the optimizer."""
+        return {
+            "number": self._number,
+            "masks": {name: mask.clone() for name, mask in self.masks.items()},
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; load the states of the model and the optimizer as well.
+
+        Raises InputError if the state is of other weights.
+        """
+        shapes = {name: tuple(mask.shape) for name, mask in state["masks"].items()}
+        expected = {name: tuple(w.shape) for name, w in self.weights.items()}
+        if shapes != expected:
+            raise InputError(f"state is of the weights {shapes}; expected {expected}")
+        self._number = state["number"]
+        self.masks = {n: m.to(self.weights[n].device) for n, m in state["masks"].items()}
+        self._generator.set_state(state["generator"])
 
     def drop_share(self) -> float:
         """The share of a layer's weights that moves at the present step."""
