@@ -36,6 +36,7 @@ from gnnfx.pruning.select import (
     group_ratios,
     select_units,
     select_weights,
+    verify_effect,
     weight_matrices,
     weight_ratios,
 )
@@ -78,8 +79,7 @@ class Pruner:
         self.groups = find_groups(self._program)
         if prune.removes:
             ratios = group_ratios(self.groups, prune)
-            if all(group.kept is not None for group in ratios):
-                chosen_units([(group, group.kept or "") for group in ratios], prune)
+            verify_effect([(group, group.kept or list(group.units)) for group in ratios], prune)
         else:
             weight_ratios(self.weights, prune)
 
@@ -161,10 +161,8 @@ class Pruner:
             return select_weights(self.weights, self.prune, evidence, share)
         found = list(select_units(self.groups, self.prune, evidence, share))
         if share == 1.0:
-            units = chosen_units(found, self.prune)
-        else:
-            units = [unit for _, chosen in found if not isinstance(chosen, str) for unit in chosen]
-        return unit_masks(self.groups, units, tensors)
+            verify_effect(found, self.prune)
+        return unit_masks(self.groups, chosen_units(found), tensors)
 
 
 def _forget(module: nn.Module, names: set[str]) -> None:

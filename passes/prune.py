@@ -22,7 +22,13 @@ from gnnfx.pruning.criteria import Evidence
 from gnnfx.pruning.follow import INPUT
 from gnnfx.pruning.groups import OUTPUT, Groups, find_groups
 from gnnfx.pruning.masks import Masks, masked, unit_masks
-from gnnfx.pruning.select import chosen_units, select_units, select_weights, weight_matrices
+from gnnfx.pruning.select import (
+    chosen_units,
+    select_units,
+    select_weights,
+    verify_effect,
+    weight_matrices,
+)
 from gnnfx.pruning.storage import zeros_remark
 
 
@@ -63,7 +69,8 @@ def _mask_units(
     for group, chosen in found:
         if isinstance(chosen, str) and chosen not in (INPUT, OUTPUT):
             ctx.missed(params[group.name].users[0], f"{group.kind} of {group.name}: {chosen}")
-    return unit_masks(groups, chosen_units(found, policy), program.tensors)
+    verify_effect(found, policy)
+    return unit_masks(groups, chosen_units(found), program.tensors)
 
 
 def _evidence(

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from gnnfx.ir.op import find_op
-from gnnfx.ir.patterns import depends_on_params_alone
-from gnnfx.ir.program import Instr, Program, op_name
+from gnnfx.ir.program import Program, op_name
 
 _LINEAR = "aten.linear.default"
 # Products, and the position of their left operand.
@@ -64,10 +63,15 @@ class _Counter(fx.Interpreter):
     def __init__(self, program: Program, weights: Mapping[str, Tensor]) -> None:
         super().__init__(program.module())
         self._weights = {**program.tensors, **weights}
+        self._constant: set[fx.Node] = set()  # made of weights and numbers alone
         self.linear = self.message_passing = self.other = 0
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if n.op == "get_attr" or (
+            n.all_input_nodes and self._constant.issuperset(n.all_input_nodes)
+        ):
+            self._constant.add(n)
         if n.op != "call_function":
             return result
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -75,7 +79,7 @@ class _Counter(fx.Interpreter):
             self.message_passing += op.cost(*args, **kwargs).flops
         elif (name := op_name(n.target)) in _PRODUCTS:
             first = _PRODUCTS[name]
-            weights = [depends_on_params_alone(a) for a in Instr(n).positional[first : first + 2]]
+            weights = [a in self._constant for a in n.args[first : first + 2]]
             left, right = args[first : first + 2]
             self.linear += _multiplied(left, right.mT if name == _LINEAR else right, weights)
             if first == 1 or (name == _LINEAR and len(args) > 2):

@@ -45,10 +45,9 @@ class Layer:
 
 def find_layers(program: Program) -> list[Layer]:
     """Those of a float program, in order; what is a part of one that can go is left out."""
-    instrs = program.instrs
-    found = [
-        layer for add in program.find("aten.add.Tensor") for layer in _at(program, instrs, add)
-    ]
+    instrs, statistics = program.instrs, norm_tensors(program, *STATISTICS)
+    adds = list(program.find("aten.add.Tensor"))
+    found = [layer for add in adds for layer in _at(program, instrs, statistics, add)]
     within = {instr.name for layer in found if layer.removable for instr in layer.alone}
     return [layer for layer in found if layer.total.name not in within]
 
@@ -58,7 +57,9 @@ def passes_messages(instr: Instr) -> bool:
     return instr.op == "scatter" and is_feature(instr)
 
 
-def _at(program: Program, instrs: list[Instr], add: Instr) -> Iterator[Layer]:
+def _at(
+    program: Program, instrs: list[Instr], statistics: frozenset[str], add: Instr
+) -> Iterator[Layer]:
     operands: list[tuple[_Operand, _Operand]] = [("self", "other"), ("other", "self")]
     for rest, other in operands:
         left, branch = add.args[rest], add.args[other]
@@ -73,7 +74,6 @@ def _at(program: Program, instrs: list[Instr], add: Instr) -> Iterator[Layer]:
             continue
         params = [i.param for i in alone if i.op == "param"]
         floats = [p for p in params if program.tensors[p].is_floating_point()]
-        statistics = norm_tensors(program, *STATISTICS)
         tensors = tuple(p for p in floats if p not in statistics)
         yield Layer(add, rest, branch, alone, tensors, _makes_zeros(program, branch, alone))
 

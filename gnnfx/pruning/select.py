@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -58,10 +58,11 @@ def select_units(
     ratios = group_ratios(groups, prune)
     scored: dict[Group, Tensor] = {}
     for group in ratios:
-        scores = group.kept or _numbers(unit_scores(groups, group, prune, evidence), group.name)
+        scores = group.kept or unit_scores(groups, group, prune, evidence)
         if isinstance(scores, str):
             yield group, scores
         else:
+            _verify_numbers(scores, group.name)
             scored[group] = scores
     if prune.units == "layers":
         yield from _least_layers(scored, ratios, share)
@@ -113,7 +114,7 @@ def select_weights(names: list[str], prune: Prune, evidence: Evidence, share: fl
     ratios = weight_ratios(names, prune)
     scores = {name: weight_scores(name, prune, evidence) for name in names}
     for name in names:
-        _numbers(scores[name], name)
+        _verify_numbers(scores[name], name)
     if prune.method == "fine-grained":
         return {
             n: keep_largest(s, count_of(ratios[n] * share, s.numel())) for n, s in scores.items()
@@ -132,11 +133,10 @@ def select_weights(names: list[str], prune: Prune, evidence: Evidence, share: fl
     return masks
 
 
-def _numbers(scores: Tensor | str, name: str) -> Tensor | str:
-    """`scores`; raises PolicyError if they cannot be compared."""
-    if isinstance(scores, Tensor) and bool(scores.isnan().any()):
+def _verify_numbers(scores: Tensor, name: str) -> None:
+    """Raises PolicyError for scores that cannot be compared."""
+    if bool(scores.isnan().any()):
         raise PolicyError(f"what is known of {name!r} or its gradient holds NaN; expected numbers")
-    return scores
 
 
 def _with_one_kept(scores: Tensor) -> Tensor:
@@ -173,14 +173,16 @@ def nothing_to_prune(reasons: Iterable[str], prune: Prune) -> PolicyError:
     return PolicyError(f"the policy would prune nothing in this model: {why}")
 
 
-def chosen_units(found: Iterable[tuple[Group, list[Unit] | str]], prune: Prune) -> list[Unit]:
-    """The units that go; raises PolicyError with the reasons if there are none."""
-    listed = list(found)
-    units = [unit for _, chosen in listed if not isinstance(chosen, str) for unit in chosen]
-    if not units and prune.ratio > 0:
-        kept = [f"{group.name} {why}" for group, why in listed if isinstance(why, str)]
+def chosen_units(found: Iterable[tuple[Group, list[Unit] | str]]) -> list[Unit]:
+    """The units that go, of what `select_units` found."""
+    return [unit for _, chosen in found if not isinstance(chosen, str) for unit in chosen]
+
+
+def verify_effect(found: Sequence[tuple[Group, list[Unit] | str]], prune: Prune) -> None:
+    """Raises PolicyError with the reasons if no unit goes though the policy wants some to."""
+    if prune.ratio > 0 and not chosen_units(found):
+        kept = [f"{group.name} {why}" for group, why in found if isinstance(why, str)]
         raise nothing_to_prune(kept, prune)
-    return units
 
 
 def keep_largest(scores: Tensor, drop: int) -> Tensor:
