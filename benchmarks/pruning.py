@@ -131,12 +131,12 @@ def prune(
     """Prune a model in one way and evaluate what runs."""
     dataset, model, method, bits, schedule, ratio, seed, epochs = run
     quantize = None if bits == 32 else Quantize(bits, bits, layers="all")  # type: ignore[arg-type]
-    how: Any = "fine-grained" if method == DENSE[0] else method
-    steps = {}
+    how: dict[str, Any] = {"schedule": schedule}
+    how["method"] = "fine-grained" if method == DENSE[0] else method
     if schedule == "cubic":
         end = trained.steps * epochs // 2
-        steps = {"end": end, "every": max(1, end // 20)}
-    policy = Policy(prune=Prune(ratio, how, schedule=schedule, **steps), quantize=quantize)
+        how.update(end=end, every=max(1, end // 20))
+    policy = Policy(prune=Prune(ratio, **how), quantize=quantize)
     example, training = trained.example, trained.training
     found = gnnfx.compress(
         trained.module, policy, trained.data, example_inputs=example, timed=latency, **training
