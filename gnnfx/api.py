@@ -37,7 +37,7 @@ from gnnfx.pipeline import FLOAT_FACTS, float_passes, lower_passes, observe_pass
 from gnnfx.policy import Policy, as_policy
 from gnnfx.report import Report
 from gnnfx.rounding import compare
-from gnnfx.tune import keep_fastest
+from gnnfx.tune import Build, keep_fastest
 from gnnfx.verify_outputs import verify_outputs
 
 _LEAST_SQNR = 3.0  # dB: half of the power is noise
@@ -66,8 +66,9 @@ def optimize(
     metric, max_drop: a function that gives a number for a module that is called as the model is,
         the higher the better, and how far it may fall below the model's own.  Layers whose integers
         cost too much get more bits or stay float32, see `gnnfx.fallback`; `report.trials` tells.
-    tune: time alternatives on the example and keep the fastest, the model itself among them;
-        `report.tuned` tells.  Needs an example, and takes some seconds a layer.
+    tune: time alternatives on the example and keep the fastest, layers or all in float32 and the
+        model itself among them; `report.tuned` tells.  Needs an example, and takes some seconds a
+        layer.
 
     Submodules that cannot be captured, or the whole model, run as they are and are named in the
     report with the reason; so does a model in another precision that the passes cannot take.
@@ -153,15 +154,21 @@ def _tuned(
     """The fastest module of the policy in `ctx` on the example, or the model as it is."""
     samples = None if calibration is None else list(_listed(calibration))
 
-    def build(declined: frozenset[Site]) -> tuple[OptimizedModule, tuple[Site, ...]]:
-        remarks = list(ctx.remarks)
-        again = replace(ctx, declined=declined, choices=[], ranges={}, masks={}, remarks=remarks)
-        return _compile(model, traced, again, name, samples), tuple(again.choices)
+    def build_with(policy: Policy) -> Build:
+        def build(declined: frozenset[Site]) -> tuple[OptimizedModule, tuple[Site, ...]]:
+            again = replace(ctx, policy=policy, declined=declined, choices=[])
+            again = replace(again, ranges={}, masks={}, remarks=list(ctx.remarks))
+            return _compile(model, traced, again, name, samples), tuple(again.choices)
+
+        return build
 
     def kept(reason: str) -> Report:
         return Report.of_kept(name, named_tensors(model), reason)
 
-    return keep_fastest(frozen_copy(model), build, as_call(traced.example), kept)
+    quantizes = ctx.policy.quantize is not None
+    in_float = build_with(replace(ctx.policy, quantize=None)) if quantizes else None
+    example = as_call(traced.example)
+    return keep_fastest(frozen_copy(model), build_with(ctx.policy), in_float, example, kept)
 
 
 def _module(

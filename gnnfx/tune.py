@@ -3,7 +3,8 @@
 A pass that has a choice asks `ctx.allows(instr)` first, which declares that it has one.  The module
 is built once with every rewrite, then once without each, and what takes fewer milliseconds stays.
 No alternative rounds more than the policy allows: those of float32 programs are float32,
-those of integer programs leave layers in float32.  Last, the model itself is timed.
+those of integer programs leave layers in float32, and last all of them, as the first integers cost
+a small graph more than they save.  In the end the model itself is timed.
 """
 
 from __future__ import annotations
@@ -33,36 +34,26 @@ _MOST_ROUNDS = 50
 def keep_fastest(
     eager: nn.Module,
     build: Build,
+    build_in_float: Build | None,
     sample: tuple[tuple[Any, ...], dict[str, Any]],
     kept_report: Callable[[str], Report],
 ) -> OptimizedModule:
     """The fastest module that `build` makes, or `eager` as it is where that is faster still.
 
     build: the module without some rewrites, and the rewrites that it could do without.
+    build_in_float: the same with all layers in float32, where `build` quantizes.
     sample: args and kwargs of the call that is timed, on a graph that is remembered.
     kept_report: the report of a model that runs as it is for a reason.
     """
-    args, kwargs = sample
-    declined: frozenset[Site] = frozenset()
-    best, waiting = build(declined)
+    timed: list[Alternative] = []
+    best = _search(build, build(frozenset()), sample, timed)
     if isinstance(best, KeptModel):
         return best
-    seen = set(waiting)
-    queue = list(waiting)
-    timed: list[Alternative] = []
-    while queue:
-        site = queue.pop(0)
-        try:
-            candidate, more = build(declined | {site})
-        except PolicyError:
-            continue  # nothing would be left to quantize
-        if isinstance(candidate, KeptModel) or candidate.ir() == best.ir():
-            continue
-        if _compare(f"without {site}", candidate, best, args, kwargs, timed):
-            declined, best = declined | {site}, candidate
-            queue += [new for new in more if new not in seen]
-            seen.update(more)
-    if _compare("the model as it is", eager, best, args, kwargs, timed):
+    if build_in_float is not None:
+        in_float = build_in_float(frozenset())
+        if _compare("all layers in float32", in_float[0], best, sample, timed):
+            best = _search(build_in_float, in_float, sample, timed)
+    if _compare("the model as it is", eager, best, sample, timed):
         last = timed[-1]
         reason = (
             f"measured faster as it is: {last.milliseconds:.3f} ms a call on the example, "
@@ -73,15 +64,42 @@ def keep_fastest(
     return best
 
 
+def _search(
+    build: Build,
+    built: tuple[OptimizedModule, tuple[Site, ...]],
+    sample: tuple[tuple[Any, ...], dict[str, Any]],
+    timed: list[Alternative],
+) -> OptimizedModule:
+    """The fastest that is left when the rewrites of a module that was built are taken in turn."""
+    best, waiting = built
+    if isinstance(best, KeptModel):
+        return best
+    declined: frozenset[Site] = frozenset()
+    seen, queue = set(waiting), list(waiting)
+    while queue:
+        site = queue.pop(0)
+        try:
+            candidate, more = build(declined | {site})
+        except PolicyError:
+            continue  # nothing would be left to quantize
+        if isinstance(candidate, KeptModel) or candidate.ir() == best.ir():
+            continue
+        if _compare(f"without {site}", candidate, best, sample, timed):
+            declined, best = declined | {site}, candidate
+            queue += [new for new in more if new not in seen]
+            seen.update(more)
+    return best
+
+
 def _compare(
     change: str,
     candidate: nn.Module,
     best: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    sample: tuple[tuple[Any, ...], dict[str, Any]],
     timed: list[Alternative],
 ) -> bool:
     """Whether `candidate` is faster than `best`; both are added to `timed`."""
+    args, kwargs = sample
     calls: dict[str, Callable[[], object]] = {
         "candidate": lambda: candidate(*args, **kwargs),
         "best": lambda: best(*args, **kwargs),

@@ -18,6 +18,7 @@ from gnnfx.kernels.epilogue import (
     activation_gradient,
     is_activated,
 )
+from gnnfx.kernels.launch import numba_impl
 from gnnfx.kernels.memory import empty
 
 _LARGE, _BLOCK = 2**23, 2**20  # values; smaller results come from memory used before, anyway
@@ -91,7 +92,8 @@ def samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
         return torch.randn(shape, generator=generator).to(device)
 
     shapes = [(7, 16, 5), (1, 1, 1), (0, 8, 4), (70, 33, 40), (350, 33, 50), (9000, 4, 15)]
-    for rows, inputs, outputs in [*shapes, (1, 900, 600), (260, 130, 16)]:
+    shapes += [(1, 900, 600), (260, 130, 16), (2003, 40, 64), (2000, 33, 96)]
+    for rows, inputs, outputs in shapes:
         x, weight = rand(rows, inputs), rand(outputs, inputs)
         yield x, weight
         yield x, weight, rand(outputs), None, "relu"
@@ -164,7 +166,10 @@ LINEAR = register(
         fake,
         cost,
         samples,
-        impls=(Impl("onednn", "cpu", onednn, reject_onednn),),
+        impls=(
+            numba_impl("gnnfx.kernels.float_linear_numba", "tiles"),
+            Impl("onednn", "cpu", onednn, reject_onednn),
+        ),
         differentiable=True,
         gradient=gradient,
         reads_result=is_activated,

@@ -1,7 +1,8 @@
-"""CPU code of a sum of float32 linear layers: tiles of rows times a panel of outputs, in registers.
+"""CPU code of float32 linear layers and sums of them: tiles of rows times outputs, in registers.
 
-All layers add to one tile, and bias, residual and activation belong to it: for two layers whose
-weights stay in the cache this takes less time than a library's product and another that adds.
+All layers add to one tile, and bias, residual and activation belong to it.  Rows of graphs are many
+and narrow, so that the weight stays in the cache: then this takes less time than a library, which
+moves a residual to its result before it adds to it.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from numba import njit
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from gnnfx.kernels.vectors_numba import load_f32, multiply_add, read_f32, splat_
 LAYERS, FIRST_LAYER = FIRST_FREE, FIRST_FREE + 1
 _LAYER = 3  # x, transposed weight, inputs
 _TILE = 6  # rows: with 64 lanes, 24 sums and 4 vectors of the weight fill 32 registers
-_LANES = (64, 32)
+_LANES, _LEAST_LANES = 64, 32
 _MOST_WEIGHTS = 2**16
 _LEAST_PRODUCTS = 2**19  # of fewer, a library is done before threads are awake
 _OPERATIONS_SHIFT = 3  # multiply-adds to operations that the thread pool counts
@@ -70,7 +72,15 @@ def _row(a, row, channel, lanes):
     finish(y, a, row, channel)
 
 
-def _linear_sum(lanes):
+@njit(forceinline=True)
+def _panel(a, row, tiled, channel, lanes):
+    if tiled:
+        _tile(a, row, channel, lanes)
+    else:
+        _row(a, row, channel, lanes)
+
+
+def _linear_sum():
     def kernel(a):
         while True:
             piece = take_piece(a)
@@ -79,21 +89,50 @@ def _linear_sum(lanes):
             row, end = a[ROWS] * piece // a[PIECES], a[ROWS] * (piece + 1) // a[PIECES]
             while row < end:
                 tiled = row + _TILE <= end
-                for channel in range(0, a[CHANNELS], lanes):
-                    if tiled:
-                        _tile(a, row, channel, lanes)
-                    else:
-                        _row(a, row, channel, lanes)
+                for channel in range(0, a[CHANNELS] - _LEAST_LANES, _LANES):
+                    _panel(a, row, tiled, channel, _LANES)
+                if a[CHANNELS] % _LANES != 0:
+                    _panel(a, row, tiled, a[CHANNELS] - _LEAST_LANES, _LEAST_LANES)
                 row += _TILE if tiled else 1
 
     return kernel
 
 
+def reject_tiles(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> str | None:
+    """Why `tiles` cannot take these arguments of `linear`, or is not the fastest."""
+    if residual is None:
+        return "with nothing to add to it, a library's product takes no longer"
+    if x.dtype != torch.float32:
+        return f"x must be float32, got {x.dtype}"
+    if not x.is_contiguous() or not residual.is_contiguous():
+        return "rows of x and residual must be contiguous"
+    return reject_linear_sum(x.shape[0], [weight])
+
+
+def tiles(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """`linear` as a sum of one layer."""
+    return linear_sum([(x, weight)], bias, residual, activation)
+
+
 def reject_linear_sum(rows: int, weights: Sequence[Tensor]) -> str | None:
     """Why the kernel cannot take layers of these weights [O, K], or is not the fastest."""
     outputs, values = weights[0].shape[0], sum(weight.numel() for weight in weights)
-    if outputs % _LANES[-1]:
-        return f"{outputs} outputs are no multiple of {_LANES[-1]}"
+    if not torch.cpu._is_avx512_supported():
+        return "the registers of this CPU do not hold a tile"
+    if outputs % _LEAST_LANES:
+        return f"{outputs} outputs are no multiple of {_LEAST_LANES}"
     if values > _MOST_WEIGHTS:
         return f"{values} weights do not stay in the nearest caches"
     if values * rows < _LEAST_PRODUCTS:
@@ -116,6 +155,5 @@ def linear_sum(
     for (x, _), weight in zip(layers, transposed, strict=True):
         args += [address(x), address(weight), x.shape[1]]
     work = outputs * sum(rows * x.shape[1] for x, _ in layers) >> _OPERATIONS_SHIFT
-    lanes = next(lanes for lanes in _LANES if outputs % lanes == 0)
-    launch(compiled(_linear_sum, lanes), count_pieces(work, -(-rows // _TILE)), args)
+    launch(compiled(_linear_sum), count_pieces(work, -(-rows // _TILE)), args)
     return out

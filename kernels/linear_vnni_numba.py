@@ -48,6 +48,8 @@ _LAYER = 5  # codes, steps of 4 channels, weight, start, multiplier
 _LANES = 16  # of 32 bits
 _TILE_ROWS = {4: 6, 3: 9, 2: 12, 1: 14}  # by vectors a panel: what 32 registers hold
 _SCRATCH = 16384
+_PRODUCTS_AT_ONCE = 64
+_OPERATIONS_TO_FINISH = 20  # a vector of sums, whatever its width
 _MOST_CHANNELS = 2**16  # whose sums fit in 32 bits
 
 _INTS, _FLOATS = ir.VectorType(ir.IntType(32), _LANES), ir.VectorType(ir.FloatType(), _LANES)
@@ -250,8 +252,10 @@ def linear_tiles(
     layers: list[int] = []
     for x, steps, codes, start, by in operands:
         layers += [address(x), steps, address(codes), address(start), address(by)]
-    kernel = compiled(_linear, tile_rows, weight.vectors, choose_lanes(outputs, 64))
-    work = rows * outputs * sum(term.channels for term, *_ in terms) // 64
-    pieces = count_pieces(work, -(-rows // tile_rows))
+    lanes = choose_lanes(outputs, 64)
+    kernel = compiled(_linear, tile_rows, weight.vectors, lanes)
+    products = outputs * sum(term.channels for term, *_ in terms) // _PRODUCTS_AT_ONCE
+    finished = _OPERATIONS_TO_FINISH * -(-outputs // lanes)
+    pieces = count_pieces(rows * (products + finished), -(-rows // tile_rows))
     head = [weight.panels, block, address(_one()), len(terms)]
     launch(kernel, pieces, [*epilogue.arguments(out), *head, *layers])

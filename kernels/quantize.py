@@ -17,7 +17,7 @@ from gnnfx.kernels.csr import arguments, num_bytes
 from gnnfx.kernels.launch import numba_impl, triton_impl
 
 BITS = (8, 4, 2)
-_SMALLEST_SCALE = 2.0**-126
+SMALLEST_SCALE = 2.0**-126
 
 
 def code_range(bits: int) -> tuple[int, int]:
@@ -132,7 +132,7 @@ def qparams_of_range(
     """Scale and zero point that cover low..high, 0-d float32 with 0 between them."""
     qmin, qmax = code_range(bits)
     width = torch.maximum(high, -low) if symmetric else high - low
-    scale = (width / (qmax if symmetric else qmax - qmin)).clamp(_SMALLEST_SCALE, 2.0**127)
+    scale = (width / (qmax if symmetric else qmax - qmin)).clamp(SMALLEST_SCALE, 2.0**127)
     scale = torch.where(width > 0, scale, 1.0)
     if symmetric:
         return scale, torch.zeros_like(scale, dtype=torch.int32)

@@ -20,7 +20,7 @@ from gnnfx.kernels.compile_numba import choose_lanes, compiled
 from gnnfx.kernels.csr import reject_floats
 from gnnfx.kernels.epilogue_numba import to_codes
 from gnnfx.kernels.memory import empty
-from gnnfx.kernels.quantize import code_dtype, code_range, packed_channels, qparams_of_range
+from gnnfx.kernels.quantize import SMALLEST_SCALE, code_dtype, code_range, packed_channels
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
     greater,
@@ -418,15 +418,32 @@ def reject_choose_qparams(
 def choose_qparams(
     x: Tensor, bits: int = 8, symmetric: bool = True, row_scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    if not x.numel():
-        zero = torch.zeros((), device="cpu")
-        return qparams_of_range(zero, zero, bits, symmetric)
-    row_scale, cut = _contiguous(row_scale), _cut(x, row_scale)
-    ranges = empty((cut.pieces, 2, cut.lanes))
-    operands = address(x), address(ranges), address(row_scale)
-    kernel = compiled(_range, cut.lanes, row_scale is not None)
-    launch(kernel, cut.pieces, [*cut[1:], *operands])
-    return qparams_of_range(ranges[:, 0].amin(), ranges[:, 1].amax(), bits, symmetric)
+    low = high = np.float32(0)
+    if x.numel():
+        row_scale, cut = _contiguous(row_scale), _cut(x, row_scale)
+        ranges = empty((cut.pieces, 2, cut.lanes))
+        operands = address(x), address(ranges), address(row_scale)
+        kernel = compiled(_range, cut.lanes, row_scale is not None)
+        launch(kernel, cut.pieces, [*cut[1:], *operands])
+        found = ranges.numpy()
+        low, high = found[:, 0].min(), found[:, 1].max()
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale, zero_point = _qparams_of_range(low, high, bits, symmetric)
+    return (
+        torch.full((), scale, dtype=torch.float32, device="cpu"),
+        torch.full((), zero_point, dtype=torch.int32, device="cpu"),
+    )
+
+
+def _qparams_of_range(low, high, bits, symmetric):
+    """`qparams_of_range` of float32 scalars: ops of torch would take longer than the values did."""
+    qmin, qmax = code_range(bits)
+    width = max(high, -low) if symmetric else high - low
+    if not width > 0:
+        return 1.0, 0
+    steps = np.float32(qmax if symmetric else qmax - qmin)
+    scale = min(max(width / steps, np.float32(SMALLEST_SCALE)), np.float32(2.0**127))
+    return scale, 0 if symmetric else int(min(max(np.rint(qmin - low / scale), qmin), qmax))
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

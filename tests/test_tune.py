@@ -61,11 +61,11 @@ def test_a_rewrite_that_costs_time_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     assert Report.from_dict(json.loads(opt.report.to_json())) == opt.report
 
 
-def test_single_layers_go_back_to_float_but_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_layers_go_back_to_float(monkeypatch: pytest.MonkeyPatch) -> None:
     def seconds(module: nn.Module) -> float:
-        if isinstance(module, gnnfx.OptimizedModule):
-            return 1.0 + module.ir().count("= quantized_")
-        return 99.0
+        if not isinstance(module, gnnfx.OptimizedModule):
+            return 99.0
+        return abs(module.ir().count("= quantized_") - 1.5)
 
     _time_by(monkeypatch, seconds)
     policy = gnnfx.Policy(gnnfx.Quantize(layers="all"))
@@ -73,6 +73,25 @@ def test_single_layers_go_back_to_float_but_not_all(monkeypatch: pytest.MonkeyPa
     assert opt.report.tuned is not None
     assert sum(a.kept for a in opt.report.tuned.alternatives) > 1
     assert "= quantized_" in opt.ir()
+
+
+def test_all_layers_go_back_to_float_where_the_first_integers_cost_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def seconds(module: nn.Module) -> float:
+        if not isinstance(module, gnnfx.OptimizedModule):
+            return 99.0
+        quantized = module.ir().count("= quantized_")
+        return 50.0 - quantized if quantized else 5.0 + module.ir().count("sparse_linear")
+
+    _time_by(monkeypatch, seconds)
+    model, inputs = GCN(200, 16, 2, 5).eval(), _sparse_inputs()
+    opt = gnnfx.optimize(model, "int8", inputs, tune=True)
+    assert opt.report.tuned is not None
+    kept = [a.change for a in opt.report.tuned.alternatives if a.kept]
+    assert kept == ["all layers in float32", "without select-sparse-linear at convs.0.lin"]
+    with torch.no_grad():
+        torch.testing.assert_close(opt(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_that_is_faster_as_it_is_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
