@@ -33,18 +33,31 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def summary(results: list[dict[str, Any]]) -> str:
     """What a reader wants to know first, as Markdown."""
     works = [result for result in results if "peers" in result]
-    parts = [_machine(results[-1]["environment"]) + "\n", _overview(works).markdown()]
+    parts = [_machines(results), _overview(works).markdown()]
     parts.append(_gathering(works).markdown())
     parts += [scaling_table(r).markdown() for r in results if "points" in r]
     parts += [latency_table(r).markdown() for r in results if "rows" in r]
     return "\n".join(parts)
 
 
+def _machines(results: list[dict[str, Any]]) -> str:
+    """What the results were measured on: a line a machine, with the graphs where there are more."""
+    graphs: dict[str, list[str]] = {}
+    for result in results:
+        names = graphs.setdefault(_machine(result["environment"]), [])
+        if (name := result["name"].rpartition("-")[0]) not in names:
+            names.append(name)
+    if len(graphs) == 1:
+        return f"Last run: {next(iter(graphs))}\n"
+    lines = [f"- {', '.join(names)}: {machine}" for machine, names in graphs.items()]
+    return "\n".join(["Last runs:", "", *lines, ""])
+
+
 def _machine(found: dict[str, Any]) -> str:
     versions = found["versions"]
     where = found.get("gpu") or f"{found['torch_threads']} threads of {found['cpu']}"
     names = ("torch", "torch-geometric", "numba", "dgl", "tinygnn")
-    return f"Last run: {where} ({found['cpu_capability']}), " + ", ".join(
+    return f"{where} ({found['cpu_capability']}), " + ", ".join(
         f"{name} {versions[name]}" for name in names if versions.get(name)
     )
 

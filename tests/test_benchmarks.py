@@ -82,6 +82,14 @@ def test_a_workload_is_measured_once_and_reported(
     assert (tmp_path / "ratios.png").exists()
     assert "gnnfx-int8" in (tmp_path / "tables.md").read_text()
 
+    elsewhere = {**result, "name": "cora-gcn"}
+    elsewhere["environment"] = {**result["environment"], "cpu": "another one"}
+    (tmp_path / "cora-gcn.json").write_text(json.dumps(elsewhere))
+    call(suite.report, "--results", str(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("- cora: ") and "another one" in line for line in lines)
+    assert any(line.startswith("- molecules: ") for line in lines)
+
 
 def test_a_missing_data_set_is_named(
     suite: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
