@@ -17,6 +17,8 @@ from gnnfx.kernels.memory import empty
 
 # From this share of rows on, leaving out the others costs more than multiplying them.
 _MANY = 0.7
+# Multiply-adds of all rows that take no longer than counting those that have edges.
+_SMALL = 2**24
 # A value read in the order of an index takes about as long as so many multiply-adds.
 _MULTIPLICATIONS_A_READ = 10
 
@@ -46,9 +48,9 @@ def by_rows(
             return linear_sum(layers, bias, residual, activation)
         total, owned = LINEAR.run(own, own_weight, None, residual), True
     for number, (v, r, s, w) in enumerate(zip(x, rowptr, src, weight, strict=True), 1):
-        used = (r[1:] > r[:-1]).nonzero().view(-1)
-        if len(used) > _MANY * rows:
-            first = _multiplies_first(len(v) - len(used), len(s), w)
+        used = None if _is_small(rows, s, w) else (r[1:] > r[:-1]).nonzero().view(-1)
+        if used is None or len(used) > _MANY * rows:
+            first = _multiplies_first(len(v) - (rows if used is None else len(used)), len(s), w)
             if number == len(x):
                 return all_rows(v, r, s, w, reduce, bias, total, activation, first)
             total, owned = all_rows(v, r, s, w, reduce, None, total, "none", first), True
@@ -76,8 +78,13 @@ def _fits_one_sweep(
     plain = residual is None or residual.is_contiguous()
     if not plain or reject_linear_sum(rows, [own_weight, weight]) is not None:
         return False
-    used = int((rowptr[1:] > rowptr[:-1]).sum())
+    used = rows if _is_small(rows, src, weight) else int((rowptr[1:] > rowptr[:-1]).sum())
     return used > _MANY * rows and not _multiplies_first(len(x) - used, len(src), weight)
+
+
+def _is_small(rows: int, src: Tensor, weight: Tensor) -> bool:
+    """Whether all rows are multiplied without a look at which have edges, as most may."""
+    return rows <= len(src) and rows * weight.numel() < _SMALL
 
 
 def _multiplies_first(more_rows: int, edges: int, weight: Tensor) -> bool:

@@ -19,7 +19,7 @@ from numba.core.runtime import rtsys
 from gnnfx.kernels.threads import Kernel
 
 _SIGNATURE = types.void(types.CPointer(types.int64))
-LANES = (128, 64, 16, 4, 1)  # each width is a kernel to compile, so there are few
+LANES = (128, 64, 16, 8, 4, 2, 1)  # each width is a kernel to compile, so there are few
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from gnnfx.kernels.memory import empty
 
 _LARGE, _BLOCK = 2**23, 2**20  # values; smaller results come from memory used before, anyway
 _SMALL = 2**19  # multiply-adds that take no longer than oneDNN takes to set itself up
+_SMALL_AND_PLAIN = 2**24  # and that are worth it only for what it does beside them
 
 
 def reference(
@@ -154,7 +155,8 @@ def reject_onednn(
         return "this torch was built without oneDNN"
     if x.dtype != torch.float32:
         return f"x must be float32, got {x.dtype}"
-    if x.numel() * weight.shape[0] < _SMALL:
+    plain = bias is None and residual is None and activation == "none"
+    if x.numel() * weight.shape[0] < (_SMALL_AND_PLAIN if plain else _SMALL):
         return "the product is done sooner than oneDNN is set up"
     return None
 
