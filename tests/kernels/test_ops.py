@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import gnnfx.kernels  # noqa: F401
 from gnnfx.ir.op import Impl, OpDef, all_ops, find_op
-from gnnfx.kernels import float_linear, linear_cpu, threads
+from gnnfx.kernels import aggregate_linear_sum_cpu, float_linear, linear_cpu, threads
 from gnnfx.kernels.csr import arguments, sample_graphs
 from gnnfx.kernels.quantize import code_range, pack, sample_qparams
 
@@ -288,6 +288,22 @@ def test_large_float_linear_layers_are_made_in_parts(
     residual = torch.randn(1001, 72) if with_residual else None
     args = x, weight, bias, residual, activation
     assert_same(op.torch_op(*args), op.reference(*args), "large")
+
+
+def test_rows_without_edges_are_left_out_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregate_linear_sum_cpu, "_SMALL", 0)
+    rows: list[int] = []
+    add_rows = aggregate_linear_sum_cpu._add_rows
+
+    def counted(total: torch.Tensor, used: torch.Tensor, *rest: Any) -> None:
+        rows.append(len(used))
+        add_rows(total, used, *rest)
+
+    monkeypatch.setattr(aggregate_linear_sum_cpu, "_add_rows", counted)
+    op = BY_NAME["aggregate_linear_sum"]
+    for number, args in enumerate(op.samples()):
+        assert_same(op.torch_op(*args), op.reference(*args), str(number))
+    assert 1 in rows, "of a hub that all edges go to"
 
 
 def test_sums_of_many_channels_fit_in_32_bits() -> None:
