@@ -1,14 +1,15 @@
 """Time calls that take from microseconds to half a minute in the same interleaved rounds.
 
 Every call gets an equal share of a budget of seconds, so fast ones run in every round and slow ones
-in a few, spread evenly.  The call that goes first changes from round to round.  A fast call runs
-twice in a row and the second is timed, as in a service that does nothing else: threads of the peer
-before it, which wait for more work in a loop, and caches full of its data would tell more of the
-order of peers than of the peers.
+in a few, spread evenly.  Each round has another order, drawn at random, and a fast call runs twice
+in a row and the second is timed, as in a service that does nothing else: threads of the peer before
+it, which wait for more work in a loop, and caches full of its data would tell more of the order of
+peers than of the peers.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -56,8 +57,8 @@ def interleave(calls: Mapping[str, Timed], budget: float, device: str = "cpu") -
     found: dict[str, Rounds] = {name: {} for name in calls}
     names = list(calls)
     for number in range(total):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+        random.Random(number).shuffle(names)
+        for name in names:
             count = counts[name]
             if (number + 1) * count // total == number * count // total:
                 continue

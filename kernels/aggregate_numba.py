@@ -184,6 +184,6 @@ def aggregate(
 
 def _choose_kernel(width: int, heads: int, reduce: str, weighted: bool) -> Kernel:
     lanes = choose_lanes(width // heads)
-    if lanes < width and 4 < width < 64 and heads == 1 and reduce in ("sum", "mean"):
+    if lanes < width and 2 < width < 64 and heads == 1 and reduce in ("sum", "mean"):
         return compiled(_sum_pair, half_lanes(width), weighted)
     return compiled(_reduce, lanes, "sum" if reduce == "mean" else reduce, weighted)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gnnfx.kernels.compile_numba import compiled
 from gnnfx.kernels.epilogue_numba import CHANNELS, FIRST_FREE, PIECES, ROWS, Epilogue, finish
+from gnnfx.kernels.float_linear import is_small
 from gnnfx.kernels.memory import empty
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import load_f32, multiply_add, read_f32, splat_f32, take_piece
@@ -112,6 +113,8 @@ def reject_tiles(
         return f"x must be float32, got {x.dtype}"
     if not x.is_contiguous() or not residual.is_contiguous():
         return "rows of x and residual must be contiguous"
+    if is_small(x, weight, bias, residual, activation):
+        return "the product is done sooner than the kernel is set up"
     return reject_linear_sum(x.shape[0], [weight])
 
 
