@@ -41,16 +41,27 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 
 def _machines(results: list[dict[str, Any]]) -> str:
-    """What the results were measured on: a line a machine, with the graphs where there are more."""
+    """What the results were measured on: a line a machine, with its graphs where there are more.
+
+    Of graphs that were measured on several, the workloads are named.
+    """
+    on: dict[str, set[str]] = {}
+    for result in results:
+        on.setdefault(_graph(result), set()).add(_machine(result["environment"]))
     graphs: dict[str, list[str]] = {}
     for result in results:
         names = graphs.setdefault(_machine(result["environment"]), [])
-        if (name := result["name"].rpartition("-")[0]) not in names:
+        name = _graph(result) if len(on[_graph(result)]) == 1 else result["name"]
+        if name not in names:
             names.append(name)
     if len(graphs) == 1:
         return f"Last run: {next(iter(graphs))}\n"
     lines = [f"- {', '.join(names)}: {machine}" for machine, names in graphs.items()]
     return "\n".join(["Last runs:", "", *lines, ""])
+
+
+def _graph(result: dict[str, Any]) -> str:
+    return str(result["name"]).rpartition("-")[0]
 
 
 def _machine(found: dict[str, Any]) -> str:
