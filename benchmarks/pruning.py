@@ -4,14 +4,14 @@
     python benchmarks/pruning.py --quick --root data          # minutes, to see that it works
 
 Each data set, model and seed trains one float model; for each method and ratio `gnnfx.compress`
-prunes it by weight norm, either at once or while it trains on, cubically over half as many epochs
-(Zhu & Gupta, 2017), fine-tunes what is left with the epoch selected on validation, and converts it
-(with --bits 8 or 4, to integers after training with rounding).  Of the schedules that were run, the
-one with the best mean validation accuracy is shown.  `dense` trains on for as long as the longest
-and loses nothing.  Test examples are looked at once, on what runs.  Data sets of many graphs (GIN
-alone; BBBP needs rdkit) are split at random into ten folds of equal shares of classes, seed s tests
-on fold s.  The JSON file holds every outcome as soon as it is there; a run that was interrupted
-goes on.
+prunes it by weight norm or by another criterion, either at once or while it trains on, cubically
+over half as many epochs (Zhu & Gupta, 2017), fine-tunes what is left with the epoch selected on
+validation, and converts it (with --bits 8 or 4, to integers after training with rounding).  Of the
+criteria and schedules that were run, those with the best mean validation accuracy are shown.
+`dense` trains on for as long as the longest and loses nothing.  Test examples are looked at once,
+on what runs.  Data sets of many graphs (GIN alone; BBBP needs rdkit) are split at random into ten
+folds of equal shares of classes, seed s tests on fold s.  The JSON file holds every outcome as soon
+as it is there; a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ GRAPHS = ("PROTEINS", "BBBP")
 DATASETS = (*NODES, *GRAPHS)
 MODELS = ("GCN", "GAT", "GIN")
 METHODS = ("fine-grained", "global", "structured")
+CRITERIA = ("l2", "l1", "taylor", "batch-norm", "aggregation")
 SCHEDULES = ("cubic", "one-shot")
-DENSE = "dense", "cubic", 0.0
+DENSE = "dense", "l2", "cubic", 0.0
 _BATCH = 128
 RATIOS = (0.25, 0.5, 0.75, 0.9, 0.95, 0.98)
 QUICK: dict[str, Any] = {
@@ -64,6 +65,7 @@ class Outcome:
     dataset: str
     model: str
     method: str
+    criterion: str
     schedule: str
     ratio: float
     bits: int
@@ -80,7 +82,12 @@ class Outcome:
     @property
     def key(self) -> tuple[object, ...]:
         """What makes a run the same run."""
-        return (*self.series, self.schedule, self.ratio, self.seed, self.epochs)
+        return (*self.series, *self.recipe, self.ratio, self.seed, self.epochs)
+
+    @property
+    def recipe(self) -> tuple[str, str]:
+        """What is chosen on validation."""
+        return self.criterion, self.schedule
 
     @property
     def series(self) -> tuple[str, str, str, int]:
@@ -92,7 +99,7 @@ class Outcome:
 class Mean:
     """One series at one ratio, over seeds.  Accuracies in %.
 
-    schedule: of those that were run, the one with the best mean validation accuracy.
+    criterion, schedule: of those that were run, the best in mean validation accuracy.
     difference: to the dense models of the same seeds, in points; None without these.
     """
 
@@ -100,6 +107,7 @@ class Mean:
     model: str
     method: str
     bits: int
+    criterion: str
     schedule: str
     ratio: float
     test: float
@@ -126,16 +134,19 @@ class Trained:
 
 
 def prune(
-    trained: Trained, run: tuple[str, str, str, int, str, float, int, int], latency: bool
+    trained: Trained, run: tuple[str, str, str, int, str, str, float, int, int], latency: bool
 ) -> Outcome:
     """Prune a model in one way and evaluate what runs."""
-    dataset, model, method, bits, schedule, ratio, seed, epochs = run
+    dataset, model, method, bits, criterion, schedule, ratio, seed, epochs = run
     quantize = None if bits == 32 else Quantize(bits, bits, layers="all")  # type: ignore[arg-type]
-    how: dict[str, Any] = {"schedule": schedule}
-    how["method"] = "fine-grained" if method == DENSE[0] else method
-    if schedule == "cubic":
-        end = trained.steps * epochs // 2
-        how.update(end=end, every=max(1, end // 20))
+    end = trained.steps * epochs // 2 if schedule == "cubic" else 0
+    how: dict[str, Any] = {
+        "method": "fine-grained" if method == DENSE[0] else method,
+        "criterion": criterion,
+        "schedule": schedule,
+        "end": end,
+        "every": max(1, end // 20),
+    }
     policy = Policy(prune=Prune(ratio, **how), quantize=quantize)
     example, training = trained.example, trained.training
     found = gnnfx.compress(
@@ -148,6 +159,7 @@ def prune(
         dataset=dataset,
         model=model,
         method=method,
+        criterion=criterion,
         schedule=schedule,
         ratio=ratio,
         bits=bits,
@@ -171,7 +183,7 @@ def means(outcomes: Sequence[Outcome]) -> list[Mean]:
     dense = {_trained_as(o): o.test for o in outcomes if o.method == DENSE[0]}
     found = []
     for (series, ratio), every in groups.items():
-        group = _best_schedule(every)
+        group = _best_recipe(every)
         tests = [100 * o.test for o in group]
         before = [dense.get(_trained_as(o)) for o in group]
         lost = [100 * (o.test - b) for o, b in zip(group, before, strict=True) if b is not None]
@@ -179,6 +191,7 @@ def means(outcomes: Sequence[Outcome]) -> list[Mean]:
         found.append(
             Mean(
                 *series,
+                criterion=group[0].criterion,
                 schedule=group[0].schedule,
                 ratio=ratio,
                 test=statistics.mean(tests),
@@ -192,13 +205,13 @@ def means(outcomes: Sequence[Outcome]) -> list[Mean]:
     return found
 
 
-def _best_schedule(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes of one schedule: the best on validation, on average over the same seeds."""
-    schedules: dict[str, list[Outcome]] = {}
+def _best_recipe(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes of one recipe: the best on validation, on average over the same seeds."""
+    recipes: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
-        schedules.setdefault(outcome.schedule, []).append(outcome)
-    most = max(len(group) for group in schedules.values())
-    complete = (group for group in schedules.values() if len(group) == most)
+        recipes.setdefault(outcome.recipe, []).append(outcome)
+    most = max(len(group) for group in recipes.values())
+    complete = (group for group in recipes.values() if len(group) == most)
     return max(complete, key=lambda group: statistics.mean(o.validation for o in group))
 
 
@@ -218,14 +231,14 @@ def front(entries: Sequence[Mean], cost: str) -> list[Mean]:
 def table(found: Sequence[Mean]) -> Table:
     """One row a series and ratio; a star marks the Pareto front of test accuracy over bytes."""
     out = Table(title="test accuracy in %, mean (standard deviation) over seeds")
-    for column in ("dataset", "model", "method", "schedule"):
+    for column in ("dataset", "model", "method", "criterion", "schedule"):
         out.add_column(column, no_wrap=True)
     for column in ("bits", "pruned", "test", "to dense", "bytes", "MFLOP", "ms", "front"):
         out.add_column(column, justify="right", no_wrap=True)
     fronts = [m for panel in _panels(found).values() for m in front(panel, "weight_bytes")]
     for m in found:
         out.add_row(
-            *(m.dataset, m.model, m.method, m.schedule, str(m.bits), f"{m.ratio:.0%}"),
+            *(m.dataset, m.model, m.method, m.criterion, m.schedule, str(m.bits), f"{m.ratio:.0%}"),
             f"{m.test:.2f} ({m.spread:.2f})",
             "" if m.difference is None else f"{m.difference:+.2f}",
             f"{m.weight_bytes:,.0f}",
@@ -300,6 +313,7 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=["l2"])
     parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
     parser.add_argument("--ratios", nargs="+", type=float, default=list(RATIOS))
     parser.add_argument("--bits", nargs="+", type=int, choices=(32, 8, 4), default=[32])
@@ -318,14 +332,16 @@ def main() -> None:
         outcomes = [Outcome(**o) for o in json.loads(options.out.read_text())["outcomes"]]
     known = {outcome.key for outcome in outcomes}
     runs = [
-        (dataset, model, method, bits, schedule, ratio, seed, options.epochs)
+        (dataset, model, method, bits, criterion, schedule, ratio, seed, options.epochs)
         for dataset in options.datasets
         for model in (options.models if dataset in NODES else ("GIN",))
         for seed in range(options.seeds)
         for bits in options.bits
-        for method, schedule, ratio in (
+        for method, criterion, schedule, ratio in (
             DENSE,
-            *itertools.product(options.methods, options.schedules, options.ratios),
+            *itertools.product(
+                options.methods, options.criteria, options.schedules, options.ratios
+            ),
         )
     ]
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -333,8 +349,8 @@ def main() -> None:
     with Progress(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", total=len(runs))
         for run in runs:
-            dataset, model, method, _, schedule, ratio, seed, _ = run
-            what = f"{model} on {dataset}, {method} {schedule} {ratio:.0%}, {seed}"
+            dataset, model, method, _, criterion, schedule, ratio, seed, _ = run
+            what = f"{model} on {dataset}, {method} {criterion} {schedule} {ratio:.0%}, {seed}"
             bars.update(task, description=what)
             if run not in known:
                 if (dataset, model, seed) not in trained:

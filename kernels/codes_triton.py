@@ -60,8 +60,8 @@ def round_half_even(x):
 
 @triton.jit
 def to_codes(y, scale, zero_point, BITS: tl.constexpr):
-    """clamp(rint(y / scale) + zero_point) as int32; NaN gives the zero point."""
-    steps = tl.math.div_rn(y, scale)
+    """clamp(rint(y * (1 / scale)) + zero_point) as int32; NaN gives the zero point."""
+    steps = y * tl.math.div_rn(1.0, scale)
     steps = tl.where(steps == steps, steps, 0.0)
     # Far outside of the range of codes, and far inside of what round_half_even takes.
     steps = tl.minimum(tl.maximum(steps, -1024.0), 1024.0)

@@ -23,14 +23,14 @@ from gnnfx.kernels.vectors_numba import (
     exp,
     lesser,
     load_f32_like,
-    narrow_i8,
+    low_bytes,
     read_f32,
     read_i32,
     relu,
-    round_even,
+    round_small,
     splat_f32_like,
+    splat_i32_like,
     store,
-    truncate_i32,
     zero_for_nan,
 )
 
@@ -96,10 +96,11 @@ class Epilogue(NamedTuple):
 @njit(forceinline=True)
 def to_codes(y, scale, zero_point, low, high):
     """int8 codes of a float vector; the qparams are scalars."""
-    steps = zero_for_nan(round_even(y / splat_f32_like(scale, y)))
-    steps = steps + splat_f32_like(np.float32(zero_point), y)
-    least, most = splat_f32_like(np.float32(low), y), splat_f32_like(np.float32(high), y)
-    return narrow_i8(truncate_i32(clamp(steps, least, most)))
+    least = splat_f32_like(np.float32(low - zero_point), y)
+    most = splat_f32_like(np.float32(high - zero_point), y)
+    steps = zero_for_nan(y * splat_f32_like(np.float32(1) / scale, y))
+    steps = round_small(clamp(steps, least, most))
+    return low_bytes(steps + splat_i32_like(zero_point, steps))
 
 
 @njit(forceinline=True)

@@ -3,7 +3,7 @@
 A tile of rows times a panel of outputs is summed in registers.  Tiles of some rows become a block
 of float32 [rows, outputs] on the stack, which is finished before the next is begun.
 
-The instruction multiplies unsigned by signed bytes: codes are moved up by 128 as they are read,
+The instruction multiplies unsigned by signed bytes: the codes of a block are first moved up by 128,
 and sums start at what that and the zero point add to them.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from llvmlite import binding, ir
+from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
@@ -36,9 +37,12 @@ from gnnfx.kernels.epilogue_numba import (
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
     load_f32,
+    load_i8,
     pointer_to,
     scratch_floats,
+    splat_i8,
     splat_lanes,
+    store,
     take_piece,
 )
 
@@ -47,10 +51,10 @@ _LAYER = 5  # codes, steps of 4 channels, weight, start, multiplier
 
 _LANES = 16  # of 32 bits
 _TILE_ROWS = {4: 6, 3: 9, 2: 12, 1: 14}  # by vectors a panel: what 32 registers hold
-_SCRATCH = 16384
+_SUMS, _WORDS = 2**14, 2**15  # scratch memory; a word is four codes
+_WORDS_AT_ONCE = 2**12  # in a block of several tiles: what stays in the first cache
 _PRODUCTS_AT_ONCE = 64
 _OPERATIONS_TO_FINISH = 20  # a vector of sums, whatever its width
-_MOST_CHANNELS = 2**16  # whose sums fit in 32 bits
 
 _INTS, _FLOATS = ir.VectorType(ir.IntType(32), _LANES), ir.VectorType(ir.FloatType(), _LANES)
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -70,9 +74,9 @@ def has_vnni_tiles() -> bool:
 def _multiply_tile(
     typingctx, x, steps, weight, start, multiplier, factor, stride, out, pitch, more, rows, vectors
 ):
-    """out (+)= ((x + 128) . weight + start) * multiplier * factor, on `rows` rows of int8 codes.
+    """out (+)= (x . weight + start) * multiplier * factor, on `rows` rows of unsigned codes.
 
-    x: rows of 4 * steps codes; weight: [steps, 16 * vectors, 4]; start: int32, multiplier:
+    x: rows of 4 * steps bytes; weight: [steps, 16 * vectors, 4]; start: int32, multiplier:
     float32 [16 * vectors]; factor: a float32 every `stride` bytes; out: float32 rows every `pitch`
     bytes; more: whether to add to it.
     """
@@ -102,8 +106,7 @@ def _multiply_tile(
             panel = place(weight, loop.index, 4 * _LANES * len(num_vectors))
             weights = [load(panel, _INTS, v) for v in num_vectors]
             for row, sums in zip(row_of, totals, strict=True):
-                word = splat_lanes(builder, load(place(row, loop.index, 4), _I32), _LANES)
-                codes = builder.xor(word, ir.Constant(_INTS, [_I32(0x80808080)] * _LANES))
+                codes = splat_lanes(builder, load(place(row, loop.index, 4), _I32), _LANES)
                 for total, by in zip(sums, weights, strict=True):
                     added = builder.call(add_products, [codes, by, builder.load(total)])
                     builder.store(added, total)
@@ -123,12 +126,24 @@ def _multiply_tile(
     return types.void(*[i64] * 9, types.boolean, rows, vectors), codegen
 
 
+@njit(forceinline=True)
+def _to_unsigned(codes, out, num_bytes, lanes):
+    """Write int8 codes, a multiple of four, as bytes that are 128 higher."""
+    done = 0
+    while done + lanes <= num_bytes:
+        store(out + done, load_i8(codes + done, lanes) + splat_i8(-128, lanes))
+        done += lanes
+    while done < num_bytes:
+        store(out + done, load_i8(codes + done, 4) + splat_i8(-128, 4))
+        done += 4
+
+
 def _linear(rows_at_once, vectors, lanes):
     """Rows of the sum of some layers, finished."""
-    panel_bytes = 64 * vectors
+    panel_bytes, register = 64 * vectors, 64
 
     def kernel(a):
-        scratch = scratch_floats(_SCRATCH)
+        scratch, unsigned = scratch_floats(_SUMS), scratch_floats(_WORDS)
         pitch = a[PANELS] * panel_bytes
         tiles = (a[ROWS] + rows_at_once - 1) // rows_at_once
         while True:
@@ -143,11 +158,14 @@ def _linear(rows_at_once, vectors, lanes):
                     at = FIRST_LAYER + _LAYER * t
                     x, steps, weight = a[at], a[at + 1], a[at + 2]
                     start, multiplier = a[at + 3], a[at + 4]
+                    num_bytes = 4 * steps * (last - first)
+                    _to_unsigned(x + 4 * steps * first, unsigned, num_bytes, register)
                     for panel in range(a[PANELS]):
                         skip = panel * panel_bytes
                         row = first
                         while row < last:
-                            codes, out = x + 4 * steps * row, scratch + pitch * (row - first) + skip
+                            codes = unsigned + 4 * steps * (row - first)
+                            out = scratch + pitch * (row - first) + skip
                             factor, stride = a[ONE], 0
                             if a[ROW_SCALE] != 0:
                                 factor, stride = a[ROW_SCALE] + 4 * row, 4
@@ -199,10 +217,10 @@ class TiledWeight:
 
     @staticmethod
     def takes(codes: Tensor) -> bool:
-        """Whether sums fit in 32 bits, and a tile of rows in the scratch memory."""
+        """Whether the codes and the sums of a tile of rows fit in the scratch memory."""
         outputs, channels = codes.shape
         rows = max(_TILE_ROWS.values())
-        return channels <= _MOST_CHANNELS and rows * (outputs + 4 * _LANES) <= _SCRATCH
+        return rows * (outputs + 4 * _LANES) <= _SUMS and rows * -(-channels // 4) <= _WORDS
 
     def start(self, zero_point: int) -> Tensor:
         """Sums of no products yet, of codes that are 128 too high."""
@@ -244,7 +262,9 @@ def linear_tiles(
     weight = terms[0][0]
     rows, outputs = out.shape
     tile_rows = _TILE_ROWS[weight.vectors]
-    block = _SCRATCH // weight.padded // tile_rows * tile_rows
+    most_steps = max(term.steps for term, *_ in terms)
+    at_once = min(_SUMS // weight.padded, _WORDS_AT_ONCE // most_steps)
+    block = max(1, at_once // tile_rows) * tile_rows
     operands = [
         (term.rows(codes), term.steps, term.codes, term.start(zero), term.by_output(multiplier))
         for term, codes, zero, multiplier in terms
@@ -252,7 +272,7 @@ def linear_tiles(
     layers: list[int] = []
     for x, steps, codes, start, by in operands:
         layers += [address(x), steps, address(codes), address(start), address(by)]
-    lanes = choose_lanes(outputs, 64)
+    lanes = choose_lanes(outputs)
     kernel = compiled(_linear, tile_rows, weight.vectors, lanes)
     products = outputs * sum(term.channels for term, *_ in terms) // _PRODUCTS_AT_ONCE
     finished = _OPERATIONS_TO_FINISH * -(-outputs // lanes)

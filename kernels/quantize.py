@@ -1,5 +1,6 @@
-"""Integer codes of float tensors: code = clamp(rint(y / scale) + zero_point, qmin, qmax).
+"""Integer codes of float tensors: code = clamp(rint(y * (1 / scale)) + zero_point, qmin, qmax).
 
+The reciprocal is rounded to float32 first: `torch.fake_quantize_per_tensor_affine` rounds the same.
 `scale` is a 0-d float32 tensor and `zero_point` a 0-d int32 tensor.  Codes of 8 bits are int8;
 codes of 4 and 2 bits lie two and four a byte along the last dim, lowest bits first, in uint8.
 `row_scale` [rows] multiplies each row first, so that y = x * row_scale[:, None].
@@ -17,7 +18,7 @@ from gnnfx.kernels.csr import arguments, num_bytes
 from gnnfx.kernels.launch import numba_impl, triton_impl
 
 BITS = (8, 4, 2)
-SMALLEST_SCALE = 2.0**-126
+SMALLEST_SCALE, GREATEST_SCALE = 2.0**-126, 2.0**126  # whose reciprocals are normal numbers
 
 
 def code_range(bits: int) -> tuple[int, int]:
@@ -61,7 +62,7 @@ def unpack(packed: Tensor, channels: int, bits: int) -> Tensor:
 def to_codes(y: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """int8 codes of float32 `y` by the rounding rule; NaN gets the code of 0."""
     low, high = code_range(bits)
-    steps = torch.round(y / scale)
+    steps = torch.round(y * (1.0 / scale))
     steps = torch.where(steps.isnan(), 0.0, steps)
     return (steps + zero_point).clamp(low, high).to(torch.int8)
 
@@ -132,7 +133,7 @@ def qparams_of_range(
     """Scale and zero point that cover low..high, 0-d float32 with 0 between them."""
     qmin, qmax = code_range(bits)
     width = torch.maximum(high, -low) if symmetric else high - low
-    scale = (width / (qmax if symmetric else qmax - qmin)).clamp(SMALLEST_SCALE, 2.0**127)
+    scale = (width / (qmax if symmetric else qmax - qmin)).clamp(SMALLEST_SCALE, GREATEST_SCALE)
     scale = torch.where(width > 0, scale, 1.0)
     if symmetric:
         return scale, torch.zeros_like(scale, dtype=torch.int32)

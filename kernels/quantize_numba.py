@@ -20,7 +20,13 @@ from gnnfx.kernels.compile_numba import choose_lanes, compiled
 from gnnfx.kernels.csr import reject_floats
 from gnnfx.kernels.epilogue_numba import to_codes
 from gnnfx.kernels.memory import empty
-from gnnfx.kernels.quantize import SMALLEST_SCALE, code_dtype, code_range, packed_channels
+from gnnfx.kernels.quantize import (
+    GREATEST_SCALE,
+    SMALLEST_SCALE,
+    code_dtype,
+    code_range,
+    packed_channels,
+)
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
     greater,
@@ -442,7 +448,7 @@ def _qparams_of_range(low, high, bits, symmetric):
     if not width > 0:
         return 1.0, 0
     steps = np.float32(qmax if symmetric else qmax - qmin)
-    scale = min(max(width / steps, np.float32(SMALLEST_SCALE)), np.float32(2.0**127))
+    scale = min(max(width / steps, np.float32(SMALLEST_SCALE)), np.float32(GREATEST_SCALE))
     return scale, 0 if symmetric else int(min(max(np.rint(qmin - low / scale), qmin), qmax))
 
 

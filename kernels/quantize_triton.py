@@ -167,7 +167,7 @@ def _qparams(
     width = tl.maximum(high, -low) if SYMMETRIC else high - low
     usable = (invalid == 0) & (width > 0.0)
     scale = tl.math.div_rn(width, STEPS * 1.0)
-    scale = tl.where(usable, tl.minimum(tl.maximum(scale, 2.0**-126), 2.0**127), 1.0)
+    scale = tl.where(usable, tl.minimum(tl.maximum(scale, 2.0**-126), 2.0**126), 1.0)
     tl.store(scale_ptr, scale)
     if SYMMETRIC:
         tl.store(zero_point_ptr, 0)

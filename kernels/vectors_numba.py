@@ -299,9 +299,7 @@ widen_i16 = _make_convert("i16", "sext")
 widen_i32 = _make_convert("i32", "sext")
 widen_i64 = _make_convert("i64", "sext")
 widen_unsigned_i32 = _make_convert("i32", "zext")
-narrow_i8 = _make_convert("i8", "trunc")
 to_f32 = _make_convert("f32", "sitofp")
-truncate_i32 = _make_convert("i32", "fptosi")
 
 
 # Choosing lane by lane.
@@ -409,15 +407,32 @@ def root(typingctx, value):
 
 
 @intrinsic
-def round_even(typingctx, value):
-    """The nearest integers, half to even."""
+def round_small(typingctx, value):
+    """The nearest int32, half to even, of numbers (not NaN) up to 2**22 in size.
+
+    After 1.5 * 2**23 is added no bits are left for a fraction, and the lowest hold the integer.
+    """
+    vector = Vector("i32", value.lanes)
 
     def codegen(context, builder, sig, args):
-        kind = ir.FunctionType(value.llvm, [value.llvm])
-        name = f"llvm.rint.v{value.lanes}f32"
-        return builder.call(builder.module.declare_intrinsic(name, (), kind), args)
+        shift = ir.Constant(value.llvm, [_F32(12582912.0)] * value.lanes)
+        bits = builder.bitcast(builder.fadd(args[0], shift), vector.llvm)
+        return builder.sub(bits, ir.Constant(vector.llvm, [_I32(0x4B400000)] * value.lanes))
 
-    return value(value), codegen
+    return vector(value), codegen
+
+
+@intrinsic
+def low_bytes(typingctx, value):
+    """The lowest byte of each int32."""
+    lanes = value.lanes
+
+    def codegen(context, builder, sig, args):
+        # LLVM makes fewer instructions of this than of a truncation.
+        as_bytes = builder.bitcast(args[0], ir.VectorType(_I8, 4 * lanes))
+        return _shuffle(builder, as_bytes, range(0, 4 * lanes, 4))
+
+    return Vector("i8", lanes)(value), codegen
 
 
 # Codes of 4 and 2 bits: fields of a byte, lowest bits first.

@@ -259,7 +259,7 @@ def test_linear_without_tiles(name: str, has_int8: bool, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("outputs", [1, 5, 16, 17, 40, 65, 80, 97, 257, 1500])
-@pytest.mark.parametrize("channels", [1, 3, 8, 130])
+@pytest.mark.parametrize("channels", [1, 3, 8, 130, 4000])
 def test_integer_linear_layers_of_any_shape(outputs: int, channels: int) -> None:
     op = BY_NAME["quantized_linear"]
     generator = torch.Generator().manual_seed(outputs + channels)
@@ -314,6 +314,23 @@ def test_sums_of_many_channels_fit_in_32_bits() -> None:
     qparams = sample_qparams(1.0, 127, "cpu")
     args = arguments(op.reference, x, *qparams, weight, torch.ones(2), channels)
     assert torch.equal(op.torch_op(*args), op.reference(*args))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_codes_stand_for_the_values_that_torch_rounds_to(bits: int) -> None:
+    low, high = code_range(bits)
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(20):
+        scale = 10.0 ** (seed / 2 - 5)
+        qparams = sample_qparams(
+            scale, int(torch.randint(low, high + 1, (), generator=generator)), "cpu"
+        )
+        steps = torch.randn(1000, 16, generator=generator) * high
+        ties = torch.arange(-2 * high, 2 * high).view(-1, 1) + 0.5
+        for x in (steps * scale, ties * scale):
+            expected = torch.fake_quantize_per_tensor_affine(x, *qparams, low, high)
+            rounded = BY_NAME["fake_quantize"].run(x, *qparams, bits)
+            assert torch.equal(rounded, expected)
 
 
 def test_an_edited_weight_is_prepared_again() -> None:
