@@ -1,10 +1,10 @@
 """Time calls that take from microseconds to half a minute in the same interleaved rounds.
 
 Every call gets an equal share of a budget of seconds, so fast ones run in every round and slow ones
-in a few, spread evenly.  Each round has another order, drawn at random, and a fast call runs twice
-in a row and the second is timed, as in a service that does nothing else: threads of the peer before
-it, which wait for more work in a loop, and caches full of its data would tell more of the order of
-peers than of the peers.
+in a few, spread evenly.  Each round has another order, drawn at random, and a call of less than a
+second runs twice in a row and the second is timed, as in a service that does nothing else: threads
+of the peer before it, which wait for more work in a loop, and caches full of its data would tell
+more of the order of peers than of the peers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from gnnfx.measure import Spread
 
 FEWEST, MOST = 3, 100
-_FAST = 0.02  # seconds of a call up to which one before it is not timed
+_FAST = 1.0  # seconds of a call up to which one before it is not timed
 _SLOW = 4.0  # seconds of a call from which on two rounds must do
 
 Rounds = dict[int, float]
