@@ -9,7 +9,7 @@ from numba import njit
 
 from gnnfx.kernels.vectors_numba import read_i32
 
-PREFETCH_AHEAD = 8
+PREFETCH_AHEAD = 16
 
 
 @njit(forceinline=True)
