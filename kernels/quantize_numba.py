@@ -35,6 +35,7 @@ from gnnfx.kernels.vectors_numba import (
     load_i8,
     merge_lanes,
     pack_fields,
+    prefetch,
     read_f32,
     read_i8,
     read_i32,
@@ -68,6 +69,7 @@ from gnnfx.kernels.vectors_numba import (
     Y,
 ) = range(1, 15)
 _MOST_LANES = 64
+_PAGE = 4096  # bytes; the CPU itself does not read ahead from one page into the next
 _STREAMED = 2**22  # values: more than the caches hold on to until the result is read
 
 
@@ -115,6 +117,7 @@ def _quantize(lanes, simulate, scaled, keeps, each, streams):
     each: whether every value is a row.
     streams: whether these go past the caches, which would first read what is overwritten.
     """
+    block_bytes = 4 * lanes
 
     def kernel(a):
         scale, zero_point = read_f32(a[SCALE]), read_i32(a[ZERO_POINT])
@@ -128,6 +131,7 @@ def _quantize(lanes, simulate, scaled, keeps, each, streams):
             for block in range(first, last):
                 place = min(block * lanes, a[COUNT] - lanes)
                 row, left = _row_of(a, place, row)
+                prefetch(a[X] + 4 * place + _PAGE, block_bytes)
                 x = load_f32(a[X] + 4 * place, lanes)
                 if scaled:
                     x = _scaled(x, a, row, left, lanes)
