@@ -91,8 +91,8 @@ class Weight:
     ) -> None:
         """Write the layer on int8 `x` [n, K] to `out` [n, O], without tiles.
 
-        oneDNN, where it makes the rows in one pass, multiplies by the reciprocal of `out_scale`:
-        about one tie in a million goes the other way.
+        oneDNN, where it makes the rows in one pass, rounds the steps of the epilogue in its own
+        way: about two codes in a million, those next to a tie, differ by one.
         """
         in_one_pass = epilogue.row_scale is None and epilogue.out_bits == 8
         if self._packed is not None and in_one_pass and epilogue.activation != "elu":
