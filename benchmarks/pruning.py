@@ -10,8 +10,9 @@ validation, and converts it (with --bits 8 or 4, to integers after training with
 criteria and schedules that were run, those with the best mean validation accuracy are shown.
 `dense` trains on for as long as the longest and loses nothing.  Test examples are looked at once,
 on what runs.  Data sets of many graphs (GIN alone; BBBP needs rdkit) are split at random into ten
-folds of equal shares of classes, seed s tests on fold s.  The JSON file holds every outcome as soon
-as it is there; a run that was interrupted goes on.
+folds of equal shares of classes, and seed s tests on fold s; seeds from 10 on take the same folds
+again with other weights.  The JSON file holds every outcome as soon as it is there; a run that was
+interrupted goes on.
 """
 
 from __future__ import annotations

@@ -51,7 +51,10 @@ def clock(call: Callable[[], object], device: str = "cpu") -> float:
 
 
 def interleave(calls: Mapping[str, Timed], budget: float, device: str = "cpu") -> dict[str, Rounds]:
-    """Seconds of each call by round, for about `budget` seconds or the fewest rounds there are."""
+    """Seconds of each call by round, about `budget` of them or the fewest rounds there are.
+
+    Calls that are run and not timed come on top of that.
+    """
     counts = {name: _count(call.seconds, budget / len(calls)) for name, call in calls.items()}
     total = max(counts.values())
     found: dict[str, Rounds] = {name: {} for name in calls}

@@ -23,7 +23,7 @@ from gnnfx.kernels.vectors_numba import (
     exp,
     lesser,
     load_f32_like,
-    low_bytes,
+    narrow_i8,
     read_f32,
     read_i32,
     relu,
@@ -100,7 +100,7 @@ def to_codes(y, scale, zero_point, low, high):
     most = splat_f32_like(np.float32(high - zero_point), y)
     steps = zero_for_nan(y * splat_f32_like(np.float32(1) / scale, y))
     steps = round_small(clamp(steps, least, most))
-    return low_bytes(steps + splat_i32_like(zero_point, steps))
+    return narrow_i8(steps + splat_i32_like(zero_point, steps))
 
 
 @njit(forceinline=True)

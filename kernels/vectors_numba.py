@@ -299,6 +299,7 @@ widen_i16 = _make_convert("i16", "sext")
 widen_i32 = _make_convert("i32", "sext")
 widen_i64 = _make_convert("i64", "sext")
 widen_unsigned_i32 = _make_convert("i32", "zext")
+narrow_i8 = _make_convert("i8", "trunc")
 to_f32 = _make_convert("f32", "sitofp")
 
 
@@ -420,19 +421,6 @@ def round_small(typingctx, value):
         return builder.sub(bits, ir.Constant(vector.llvm, [_I32(0x4B400000)] * value.lanes))
 
     return vector(value), codegen
-
-
-@intrinsic
-def low_bytes(typingctx, value):
-    """The lowest byte of each int32."""
-    lanes = value.lanes
-
-    def codegen(context, builder, sig, args):
-        # LLVM makes fewer instructions of this than of a truncation.
-        as_bytes = builder.bitcast(args[0], ir.VectorType(_I8, 4 * lanes))
-        return _shuffle(builder, as_bytes, range(0, 4 * lanes, 4))
-
-    return Vector("i8", lanes)(value), codegen
 
 
 # Codes of 4 and 2 bits: fields of a byte, lowest bits first.
