@@ -19,6 +19,7 @@ from gnnfx.passes.fuse_edge_mlp import FuseEdgeMlp
 from gnnfx.passes.fuse_epilogue import FuseEpilogue
 from gnnfx.passes.fuse_linear_sum import FuseLinearSum
 from gnnfx.passes.fuse_messages import FuseMessages
+from gnnfx.passes.fuse_quantize import FuseQuantize
 from gnnfx.passes.fuse_reductions import FuseReductions
 from gnnfx.passes.fuse_relations import FuseRelations
 from gnnfx.passes.fuse_requantize import FuseRequantize
@@ -118,6 +119,7 @@ def quantize_passes() -> list[Pass]:
         FuseEpilogue(),
         FuseLinearSum(),
         FuseRequantize(),
+        FuseQuantize(),
         RemarkInputReads(),
     ]
 

@@ -184,8 +184,8 @@ def quantized_aggregate_reference(
 ) -> Tensor:
     """Codes `x` [S, C packed] of `channels`, int8 symmetric `weight` [E]: [N, C], floats or codes.
 
-    S is the exact integer sum of w * (q - zero_point), divided by the degree for a mean, or the
-    greatest or least q - zero_point.
+    S is the exact integer sum of w * (q - zero_point), or the greatest or least q - zero_point.
+    A mean divides what the sum is multiplied by.
     """
     num_rows = rowptr.shape[0] - 1
     steps = unpack(x, channels, bits).long() - zero_point
@@ -196,7 +196,7 @@ def quantized_aggregate_reference(
         multiplier = scale * weight_scale
     total = reduce_rows(messages, rowptr, reduce).float()
     if reduce == "mean":
-        total = total / degrees(rowptr)[:, None]
+        multiplier = multiplier / degrees(rowptr)[:, None]
     self_term = None if self_weight is None else self_weight * (scale * steps[:num_rows].float())
     return finish(
         total,

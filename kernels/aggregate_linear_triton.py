@@ -84,9 +84,11 @@ def _quantized_aggregate_linear(
     scale, zero_point = tl.load(scale_ptr), tl.load(zero_point_ptr)
     mid_scale, mid_zero_point = tl.load(mid_scale_ptr), tl.load(mid_zero_point_ptr)
     multiplier = scale
+    if REDUCE == "mean":
+        multiplier = tl.math.div_rn(scale + 0 * degree, tl.maximum(degree, 1).to(tl.float32))
     if aggregate_row_scale_ptr is not None:
         row_scales = tl.load(aggregate_row_scale_ptr + rows, mask=row_mask, other=0.0)
-        multiplier = scale * row_scales[:, None]
+        multiplier *= row_scales[:, None]
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
     for k in range(0, channels, BLOCK_K):
         total = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.int32)
@@ -98,8 +100,6 @@ def _quantized_aggregate_linear(
             member = (edges[None, :] >= starts[:, None]) & (edges[None, :] < ends[:, None])
             total = tl.dot(member.to(tl.int8), codes, total, out_dtype=tl.int32)
         mid = (total - zero_point * degree).to(tl.float32)
-        if REDUCE == "mean":
-            mid = tl.math.div_rn(mid, tl.maximum(degree, 1).to(tl.float32))
         mid *= multiplier
         if self_weight_ptr is not None:
             own = load_codes(x_ptr, rows, row_mask, k, x_width, BITS, BLOCK_K).to(tl.int32)

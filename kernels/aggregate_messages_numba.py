@@ -184,7 +184,7 @@ def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, reduce):
                     if done:
                         if a[MEAN] != 0:
                             degree = np.float32(max(row_stop - row_first, 1))
-                            total = total / splat_f32(degree, lanes)
+                            total = total * splat_f32(np.float32(1) / degree, lanes)
                         finish(total, a, row, channel)
                     else:
                         store(a[NEXT_PARTIAL] + 4 * channel, total)

@@ -43,8 +43,8 @@ X, SRC, ROWPTR, EDGES, WEIGHT, MEAN, SELF_WEIGHT, HEADS = range(FIRST_FREE, FIRS
 @njit(forceinline=True)
 def _finish_row(total, a, row, channel, degree):
     """Scale the sum of a row, add the row itself, and finish."""
-    if a[MEAN] != 0:
-        total = total / splat_f32_like(np.float32(max(degree, 1)), total)
+    if a[MEAN] != 0:  # by a product: LLVM would also divide sums, by 1, to save the branch
+        total = total * splat_f32_like(np.float32(1) / np.float32(max(degree, 1)), total)
     if a[ROW_SCALE] != 0:
         total = total * splat_f32_like(read_f32(a[ROW_SCALE] + 4 * row), total)
     if a[SELF_WEIGHT] != 0:

@@ -146,11 +146,11 @@ def _quantized_aggregate(
         if weight_ptr is None:
             weights_total += degree
         y = (total - zero_point * weights_total).to(tl.float32)  # [1, BLOCK_C]
-    if REDUCE == "mean":
-        y = tl.math.div_rn(y, tl.maximum(degree, 1).to(tl.float32))
     multiplier = scale
     if weight_scale_ptr is not None:
         multiplier *= tl.load(weight_scale_ptr)
+    if REDUCE == "mean":
+        multiplier = tl.math.div_rn(multiplier, tl.maximum(degree, 1).to(tl.float32))
     if row_scale_ptr is not None:
         multiplier *= tl.load(row_scale_ptr + row)
     y *= multiplier

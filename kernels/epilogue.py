@@ -32,7 +32,7 @@ def finish(
     out_zero_point: Tensor | None = None,
     out_bits: int = 8,
 ) -> Tensor:
-    """The rule above on S = `total` float32 [N, C]; `multiplier` is 0-d or [C]."""
+    """The rule above on S = `total` float32 [N, C]; `multiplier` is 0-d, [C] or [N, 1]."""
     if multiplier is not None and row_scale is not None:
         y = total * (multiplier * row_scale[:, None])
     elif multiplier is not None:

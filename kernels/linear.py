@@ -1,7 +1,8 @@
 """Linear layer on integer codes: S[i, o] = sum over k of (q_x[i, k] - zero_point) * q_w[o, k].
 
 The sum is exact.  It is then multiplied by scale * weight_scale[o] and finished with
-`gnnfx.kernels.epilogue`; the result is float32 or codes.
+`gnnfx.kernels.epilogue`; the result is float32 or codes.  Where x is given in float32, q_x are the
+codes that `gnnfx.kernels.quantize` makes of it, without being written to memory if that pays.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.csr import arguments, num_bytes
 from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_bytes
 from gnnfx.kernels.launch import numba_impl, triton_impl
-from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
+from gnnfx.kernels.quantize import (
+    check_codes,
+    code_range,
+    pack,
+    quantize_fake,
+    quantize_reference,
+    sample_qparams,
+    unpack,
+)
 
 
 def reference(
@@ -37,8 +46,11 @@ def reference(
 ) -> Tensor:
     """Codes `x` [N, K packed] and `weight` [O, K packed], K = `channels`, `weight_scale` [O].
 
-    Weights are symmetric.  `bias` [O], `residual` [N, O], `row_scale` [N]: [N, O].
+    `x` may be float32 [N, K].  Weights are symmetric.  `bias` [O], `residual` [N, O],
+    `row_scale` [N]: [N, O].
     """
+    if x.dtype == torch.float32:
+        x = quantize_reference(x, scale, zero_point, bits)
     # float64 holds every partial sum exactly and, unlike int64, has a matmul on all devices.
     steps = (unpack(x, channels, bits).int() - zero_point).double()
     total = (steps @ unpack(weight, channels, weight_bits).double().t()).float()
@@ -73,10 +85,12 @@ def fake(
     out_bits: int = 8,
     row_scale: Tensor | None = None,
 ) -> Tensor:
+    if x.dtype == torch.float32:
+        x = quantize_fake(x, scale, zero_point, bits)
     check_codes(x, channels, bits)
     check_weight(weight, weight_scale, channels, weight_bits)
     if x.dim() != 2:
-        raise ValueError(f"x must be codes [N, K], got {tuple(x.shape)}")
+        raise ValueError(f"x must be codes or float32 [N, K], got {tuple(x.shape)}")
     rows, width = x.shape[0], weight.shape[0]
     check_epilogue(
         rows, width, row_scale, bias, residual, activation, out_scale, out_zero_point, out_bits
@@ -111,11 +125,13 @@ def cost(
     out_bits: int = 8,
     row_scale: Tensor | None = None,
 ) -> Cost:
-    """A multiply-add per row, input and output; operands are read once."""
+    """A multiply-add per row, input and output, and four operations a value to round."""
     rows, width = x.shape[0], weight.shape[0]
     read = num_bytes(x, scale, zero_point, weight, weight_scale, bias, residual, row_scale)
     read += num_bytes(out_scale, out_zero_point)
-    return Cost(2 * rows * channels * width, read + result_bytes(rows, width, out_scale, out_bits))
+    rounded = 4 * x.numel() if x.dtype == torch.float32 else 0
+    flops = 2 * rows * channels * width + rounded
+    return Cost(flops, read + result_bytes(rows, width, out_scale, out_bits))
 
 
 def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
@@ -131,12 +147,13 @@ def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
 
     shapes = [(7, 5, 3), (33, 64, 16), (0, 8, 4), (1, 1, 1), (19, 40, 7), (65, 128, 128)]
     shapes += [(5, 1433, 16), (300, 256, 40), (12, 2100, 5), (40, 16, 64)]
-    for i, (rows, channels, width) in enumerate(shapes * 2):
+    for i, (rows, channels, width) in enumerate(shapes * 3):
         bits, weight_bits = (8, 8, 4, 8, 2)[i % 5], (8, 4, 8)[i % 3]
         out_scale, out_zero_point = sample_qparams(1.3, (0, 5, -2)[i % 3], device)
+        x = codes(bits, rows, channels) if i < 2 * len(shapes) else rand(rows, channels) * 3
         yield arguments(
             reference,
-            codes(bits, rows, channels),
+            x if i != 2 * len(shapes) + 1 else x.t().contiguous().t(),
             *sample_qparams(0.043, (0, 1, code_range(bits)[i % 2])[i % 3], device),
             codes(weight_bits, width, channels),
             rand(width).abs() * 0.05,

@@ -33,9 +33,9 @@ from gnnfx.kernels.epilogue_numba import (
     finish,
 )
 from gnnfx.kernels.linear_sum import reject_one
-from gnnfx.kernels.linear_vnni_numba import TiledWeight, has_vnni_tiles, linear_tiles
+from gnnfx.kernels.linear_vnni_numba import Term, TiledWeight, has_vnni_tiles, linear_tiles
 from gnnfx.kernels.memory import empty
-from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
+from gnnfx.kernels.quantize_numba import pack_codes, quantize, unpack_codes
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import load_f32, read_f32, splat_f32, take_piece
 
@@ -168,12 +168,17 @@ def prepared(weight: Tensor, channels: int, bits: int) -> Weight:
 
 
 class Layer(NamedTuple):
-    """A weight, the int8 codes [N, K] it multiplies, their zero point, and a factor [O]."""
+    """A weight, the int8 codes [N, K] it multiplies, their zero point, and a factor [O].
+
+    With a scale, x is floats: tiles round it to codes of `bits` as they read it.
+    """
 
     weight: Weight
     x: Tensor
     zero_point: int
     multiplier: Tensor
+    scale: Tensor | None = None
+    bits: int = 8
 
     @classmethod
     def of(
@@ -187,13 +192,27 @@ class Layer(NamedTuple):
         bits: int,
         weight_bits: int,
     ) -> Layer:
-        codes = unpack_codes(x, channels, bits)
         ready = prepared(weight, channels, weight_bits)
-        return cls(ready, codes, int(zero_point), scale * weight_scale)
+        multiplied = int(zero_point), scale * weight_scale
+        if x.dtype == torch.float32:
+            x = x.contiguous()
+            if ready.tiled is not None and not ready.tiled.pads_rows:
+                return cls(ready, x, *multiplied, scale, bits)
+            x = quantize(x, scale, zero_point, bits)
+        return cls(ready, unpack_codes(x, channels, bits), *multiplied)
 
     def finish(self, rows: slice, out: Tensor, epilogue: Epilogue) -> None:
-        """Write some rows of the layer, without tiles."""
-        self.weight.finish(self.x[rows], self.zero_point, self.multiplier, out, epilogue)
+        """Write some rows of this layer alone."""
+        part = self._replace(x=self.x[rows])
+        if (term := part.term) is not None:
+            linear_tiles([term], out, epilogue)
+        else:
+            self.weight.finish(part.x, self.zero_point, self.multiplier, out, epilogue)
+
+    @property
+    def term(self) -> Term | None:
+        """The layer as tiles take it, where its weight is in panels."""
+        return None if self.weight.tiled is None else Term(self.weight.tiled, *self[1:])
 
 
 def block_rows(rows: int, width: int) -> int:
@@ -206,11 +225,7 @@ def multiply(layers: Sequence[Layer], out: Tensor, epilogue: Epilogue) -> None:
     rows, outputs = out.shape
     if not out.numel():
         return
-    terms = [
-        (tiled, layer.x, layer.zero_point, layer.multiplier)
-        for layer in layers
-        if (tiled := layer.weight.tiled) is not None
-    ]
+    terms = [term for layer in layers if (term := layer.term) is not None]
     if len(terms) == len(layers):
         linear_tiles(terms, out, epilogue)
         return
@@ -241,7 +256,8 @@ def reject_quantized_linear(
     out_bits: int = 8,
     row_scale: Tensor | None = None,
 ) -> str | None:
-    operands = {"x": x, "bias": bias, "residual": residual, "row_scale": row_scale}
+    codes = None if x.dtype == torch.float32 else x
+    operands = {"x": codes, "bias": bias, "residual": residual, "row_scale": row_scale}
     for name, operand in operands.items():
         if operand is not None and not operand.is_contiguous():
             return f"{name} is not contiguous"

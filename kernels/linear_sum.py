@@ -95,7 +95,7 @@ def reference(
 ) -> Tensor:
     """Codes `x[t]` [N, K_t packed] and `weight[t]` [O, K_t packed], K_t = `channels[t]`.
 
-    `weight_scale[t]` and `bias` [O], `residual` [N, O]: [N, O].
+    `x[t]` may be float32 [N, K_t].  `weight_scale[t]` and `bias` [O], `residual` [N, O]: [N, O].
     """
     terms = x, scale, zero_point, weight, weight_scale, channels, bits, weight_bits
     finished = bias, residual, activation, out_scale, out_zero_point, out_bits
@@ -161,7 +161,7 @@ def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
         return pack(values, bits).to(device)
 
     shapes = [(7, (5, 3), 3), (0, (8, 8), 4), (33, (64, 64, 16), 16), (1, (1,), 1)]
-    shapes += [(300, (40, 256), 40), (70, (16, 9, 33, 64), 128)]
+    shapes += [(300, (40, 256), 40), (70, (16, 9, 33, 64), 128), (9, (10_000, 64), 24)]
     for i, (rows, channels, width) in enumerate(shapes * 2):
         bits = [(8, 4, 8, 2)[(i + t) % 4] if i % 2 else 8 for t in range(len(channels))]
         weight_bits = [(8, 8, 4)[(i + t) % 3] for t in range(len(channels))]
@@ -169,7 +169,10 @@ def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
         qparams = [sample_qparams(0.03 + 0.01 * t, t - 1, device) for t in range(len(channels))]
         yield arguments(
             reference,
-            [codes(b, rows, k) for b, k in zip(bits, channels, strict=True)],
+            [
+                rand(rows, k) if i % 5 == 4 and t else codes(b, rows, k)
+                for t, (b, k) in enumerate(zip(bits, channels, strict=True))
+            ],
             [s for s, _ in qparams],
             [z for _, z in qparams],
             [codes(b, width, k) for b, k in zip(weight_bits, channels, strict=True)],

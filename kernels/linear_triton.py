@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,6 +27,7 @@ from gnnfx.kernels.codes_triton import (
 )
 from gnnfx.kernels.epilogue import ACTIVATIONS
 from gnnfx.kernels.linear_sum import in_turn, reject_one
+from gnnfx.kernels.quantize_triton import quantize
 
 
 @triton.jit
@@ -120,7 +122,7 @@ def reject_quantized_linear(
     row_scale: Tensor | None = None,
 ) -> str | None:
     return reject_strided(
-        x=x,
+        x=None if x.dtype == torch.float32 else x,
         weight=weight,
         weight_scale=weight_scale,
         bias=bias,
@@ -146,6 +148,8 @@ def quantized_linear(
     out_bits: int = 8,
     row_scale: Tensor | None = None,
 ) -> Tensor:
+    if x.dtype == torch.float32:
+        x = quantize(x.contiguous(), scale, zero_point, bits)
     rows, outs = x.shape[0], weight.shape[0]
     out = empty_result(x, rows, outs, out_scale, out_bits)
     block_m = 128 if rows > 4096 else 32

@@ -4,7 +4,7 @@ A tile of rows times a panel of outputs is summed in registers.  Tiles of some r
 of float32 [rows, outputs] on the stack, which is finished before the next is begun.
 
 The instruction multiplies unsigned by signed bytes: the codes of a block are first moved up by 128,
-and sums start at what that and the zero point add to them.
+or made of floats right there, and sums start at what that and the zero point add to them.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from llvmlite import binding, ir
@@ -33,12 +33,17 @@ from gnnfx.kernels.epilogue_numba import (
     ROWS,
     Epilogue,
     finish,
+    to_codes,
 )
+from gnnfx.kernels.quantize import code_range
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
     load_f32,
     load_i8,
     pointer_to,
+    prefetch,
+    prefetch_line,
+    read_f32,
     scratch_floats,
     splat_i8,
     splat_lanes,
@@ -47,7 +52,9 @@ from gnnfx.kernels.vectors_numba import (
 )
 
 PANELS, BLOCK, ONE, LAYERS, FIRST_LAYER = range(FIRST_FREE, FIRST_FREE + 5)
-_LAYER = 5  # codes, steps of 4 channels, weight, start, multiplier
+# Codes or floats, steps of 4 channels, weight, start, multiplier; scale (0 for codes), zero point,
+# least and greatest code.
+_LAYER = 9
 
 _LANES = 16  # of 32 bits
 _TILE_ROWS = {4: 6, 3: 9, 2: 12, 1: 14}  # by vectors a panel: what 32 registers hold
@@ -55,6 +62,9 @@ _SUMS, _WORDS = 2**14, 2**15  # scratch memory; a word is four codes
 _WORDS_AT_ONCE = 2**12  # in a block of several tiles: what stays in the first cache
 _PRODUCTS_AT_ONCE = 64
 _OPERATIONS_TO_FINISH = 20  # a vector of sums, whatever its width
+_CODES, _FLOAT_BYTES = 64, 256  # a vector of codes, and what it is made of
+_LINE = 64  # bytes of a cache line
+_PAGE = 4096  # bytes; the CPU itself does not read ahead from one page into the next
 
 _INTS, _FLOATS = ir.VectorType(ir.IntType(32), _LANES), ir.VectorType(ir.FloatType(), _LANES)
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -72,13 +82,26 @@ def has_vnni_tiles() -> bool:
 
 @intrinsic(prefer_literal=True)
 def _multiply_tile(
-    typingctx, x, steps, weight, start, multiplier, factor, stride, out, pitch, more, rows, vectors
+    typingctx,
+    x,
+    steps,
+    weight,
+    start,
+    multiplier,
+    factor,
+    stride,
+    out,
+    pitch,
+    ahead,
+    more,
+    rows,
+    vectors,
 ):
     """out (+)= (x . weight + start) * multiplier * factor, on `rows` rows of unsigned codes.
 
     x: rows of 4 * steps bytes; weight: [steps, 16 * vectors, 4]; start: int32, multiplier:
     float32 [16 * vectors]; factor: a float32 every `stride` bytes; out: float32 rows every `pitch`
-    bytes; more: whether to add to it.
+    bytes; ahead: where what is read later lies, a cache line a step; more: whether to add to out.
     """
     if not all(isinstance(count, types.IntegerLiteral) for count in (rows, vectors)):
         return None
@@ -86,7 +109,7 @@ def _multiply_tile(
     arithmetic = ir.FunctionType(_INTS, [_INTS] * 3)
 
     def codegen(context, builder, sig, args):
-        x, steps, weight, start, multiplier, factor, stride, out, pitch, more = args[:10]
+        x, steps, weight, start, multiplier, factor, stride, out, pitch, ahead, more = args[:11]
         add_products = ir.InlineAsm(arithmetic, "vpdpbusd $2, $1, $0", "=v,v,v,0")
 
         def place(base, index, size):
@@ -105,6 +128,7 @@ def _multiply_tile(
         with cgutils.for_range(builder, steps) as loop:
             panel = place(weight, loop.index, 4 * _LANES * len(num_vectors))
             weights = [load(panel, _INTS, v) for v in num_vectors]
+            prefetch_line(builder, place(ahead, loop.index, _LINE), 2)
             for row, sums in zip(row_of, totals, strict=True):
                 codes = splat_lanes(builder, load(place(row, loop.index, 4), _I32), _LANES)
                 for total, by in zip(sums, weights, strict=True):
@@ -123,24 +147,39 @@ def _multiply_tile(
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(*[i64] * 9, types.boolean, rows, vectors), codegen
+    return types.void(*[i64] * 10, types.boolean, rows, vectors), codegen
 
 
 @njit(forceinline=True)
-def _to_unsigned(codes, out, num_bytes, lanes):
+def _to_unsigned(codes, out, count):
     """Write int8 codes, a multiple of four, as bytes that are 128 higher."""
     done = 0
-    while done + lanes <= num_bytes:
-        store(out + done, load_i8(codes + done, lanes) + splat_i8(-128, lanes))
-        done += lanes
-    while done < num_bytes:
+    while done + _CODES <= count:
+        store(out + done, load_i8(codes + done, _CODES) + splat_i8(-128, _CODES))
+        done += _CODES
+    while done < count:
         store(out + done, load_i8(codes + done, 4) + splat_i8(-128, 4))
+        done += 4
+
+
+@njit(forceinline=True)
+def _round_unsigned(x, out, count, scale, zero_point, low, high):
+    """Write such bytes of float32 values, a multiple of four."""
+    done = 0
+    while done + _CODES <= count:
+        prefetch(x + 4 * done + _PAGE, _FLOAT_BYTES)
+        codes = to_codes(load_f32(x + 4 * done, _CODES), scale, zero_point, low, high)
+        store(out + done, codes + splat_i8(-128, _CODES))
+        done += _CODES
+    while done < count:
+        codes = to_codes(load_f32(x + 4 * done, 4), scale, zero_point, low, high)
+        store(out + done, codes + splat_i8(-128, 4))
         done += 4
 
 
 def _linear(rows_at_once, vectors, lanes):
     """Rows of the sum of some layers, finished."""
-    panel_bytes, register = 64 * vectors, 64
+    panel_bytes = 64 * vectors
 
     def kernel(a):
         scratch, unsigned = scratch_floats(_SUMS), scratch_floats(_WORDS)
@@ -156,10 +195,15 @@ def _linear(rows_at_once, vectors, lanes):
                 last = min(first + a[BLOCK], end)
                 for t in range(a[LAYERS]):
                     at = FIRST_LAYER + _LAYER * t
-                    x, steps, weight = a[at], a[at + 1], a[at + 2]
-                    start, multiplier = a[at + 3], a[at + 4]
-                    num_bytes = 4 * steps * (last - first)
-                    _to_unsigned(x + 4 * steps * first, unsigned, num_bytes, register)
+                    steps, weight, start, multiplier = a[at + 1], a[at + 2], a[at + 3], a[at + 4]
+                    step_bytes = 4 if a[at + 5] == 0 else 16
+                    x, count = a[at] + step_bytes * steps * first, 4 * steps * (last - first)
+                    if a[at + 5] == 0:
+                        _to_unsigned(x, unsigned, count)
+                    else:
+                        rounding = read_f32(a[at + 5]), a[at + 6], a[at + 7], a[at + 8]
+                        _round_unsigned(x, unsigned, count, *rounding)
+                    ahead = a[at] + step_bytes * steps * last
                     for panel in range(a[PANELS]):
                         skip = panel * panel_bytes
                         row = first
@@ -173,15 +217,16 @@ def _linear(rows_at_once, vectors, lanes):
                             if row + rows_at_once <= last:
                                 _multiply_tile(
                                     codes, steps, by, plus, times, factor, stride, out, pitch,
-                                    t > 0, rows_at_once, vectors,
+                                    ahead, t > 0, rows_at_once, vectors,
                                 )  # fmt: skip
                                 row += rows_at_once
                             else:
                                 _multiply_tile(
                                     codes, steps, by, plus, times, factor, stride, out, pitch,
-                                    t > 0, 1, vectors,
+                                    ahead, t > 0, 1, vectors,
                                 )  # fmt: skip
                                 row += 1
+                            ahead += _LINE * steps
                 for row in range(first, last):
                     channel = 0
                     while channel < a[CHANNELS]:
@@ -234,9 +279,36 @@ class TiledWeight:
         """`values` [O], padded."""
         return _padded(values, self.padded)
 
-    def rows(self, codes: Tensor) -> Tensor:
-        """int8 codes [N, K], channels padded to whole steps."""
-        return _padded(codes, 4 * self.steps)
+    @property
+    def pads_rows(self) -> bool:
+        """Whether `rows` copies."""
+        return self.channels % 4 != 0
+
+    def rows(self, x: Tensor) -> Tensor:
+        """int8 codes or floats [N, K], channels padded to whole steps."""
+        return _padded(x, 4 * self.steps)
+
+
+class Term(NamedTuple):
+    """A layer: x [N, K] is int8 codes, or floats that are rounded to `bits` where there is a scale.
+
+    multiplier: a factor [O] for the sums of the layer.
+    """
+
+    weight: TiledWeight
+    x: Tensor
+    zero_point: int
+    multiplier: Tensor
+    scale: Tensor | None
+    bits: int
+
+    def operands(self) -> list[Tensor | int | None]:
+        """What the kernel reads of it, in its order."""
+        weight, zero_point = self.weight, self.zero_point
+        x, start = weight.rows(self.x), weight.start(zero_point)
+        multiplier, rounding = weight.by_output(self.multiplier), code_range(self.bits)
+        known = weight.steps, weight.codes, start, multiplier
+        return [x, *known, self.scale, zero_point, *rounding]
 
 
 @functools.cache
@@ -251,30 +323,22 @@ def _padded(values: Tensor, width: int) -> Tensor:
 
 
 def linear_tiles(
-    terms: Sequence[tuple[TiledWeight, Tensor, int, Tensor]],
+    terms: Sequence[Term],
     out: Tensor,
     epilogue: Epilogue,
 ) -> None:
-    """Write the finished sum of layers to `out` [N, O]: floats, or int8 codes.
-
-    terms: weight, int8 codes [N, K], zero point and multiplier [O] of each layer.
-    """
-    weight = terms[0][0]
+    """Write the finished sum of layers to `out` [N, O]: floats, or int8 codes."""
+    weight = terms[0].weight
     rows, outputs = out.shape
     tile_rows = _TILE_ROWS[weight.vectors]
-    most_steps = max(term.steps for term, *_ in terms)
+    most_steps = max(term.weight.steps for term in terms)
     at_once = min(_SUMS // weight.padded, _WORDS_AT_ONCE // most_steps)
     block = max(1, at_once // tile_rows) * tile_rows
-    operands = [
-        (term.rows(codes), term.steps, term.codes, term.start(zero), term.by_output(multiplier))
-        for term, codes, zero, multiplier in terms
-    ]
-    layers: list[int] = []
-    for x, steps, codes, start, by in operands:
-        layers += [address(x), steps, address(codes), address(start), address(by)]
+    operands = [operand for term in terms for operand in term.operands()]
+    layers = [o if isinstance(o, int) else address(o) for o in operands]
     lanes = choose_lanes(outputs)
     kernel = compiled(_linear, tile_rows, weight.vectors, lanes)
-    products = outputs * sum(term.channels for term, *_ in terms) // _PRODUCTS_AT_ONCE
+    products = outputs * sum(term.weight.channels for term in terms) // _PRODUCTS_AT_ONCE
     finished = _OPERATIONS_TO_FINISH * -(-outputs // lanes)
     pieces = count_pieces(rows * (products + finished), -(-rows // tile_rows))
     head = [weight.panels, block, address(_one()), len(terms)]

@@ -75,12 +75,11 @@ def _finish_row(total, a, row, channel, degree):
     multiplier = scale
     if a[WEIGHT_SCALE] != 0:
         multiplier = multiplier * read_f32(a[WEIGHT_SCALE])
+    if a[MEAN] != 0:
+        multiplier = multiplier / np.float32(max(degree, 1))
     if a[ROW_SCALE] != 0:
         multiplier = multiplier * read_f32(a[ROW_SCALE] + 4 * row)
-    y = total
-    if a[MEAN] != 0:
-        y = y / splat_f32_like(np.float32(max(degree, 1)), y)
-    y = y * splat_f32_like(multiplier, y)
+    y = total * splat_f32_like(multiplier, total)
     if a[SELF_WEIGHT] != 0:
         codes = load_i8_like(a[SELF_X] + row * a[CHANNELS] + channel, y)
         zero_point = read_i32(a[ZERO_POINT])

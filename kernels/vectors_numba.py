@@ -207,6 +207,13 @@ read_i8, read_u8, read_i32, read_i64, read_f32 = map(_make_read, ("i8", "u8", "i
 write_u8, write_i32, write_i64, write_f32 = map(_make_write, ("u8", "i32", "i64", "f32"))
 
 
+def prefetch_line(builder, address, cache):
+    """Emit code that starts loading a cache line into the first (3) or second (2) cache."""
+    kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(_I8), _I32, _I32, _I32])
+    function = builder.module.declare_intrinsic("llvm.prefetch.p0", (), kind)
+    builder.call(function, [pointer_to(builder, address, _I8), _I32(0), _I32(cache), _I32(1)])
+
+
 @intrinsic(prefer_literal=True)
 def prefetch(typingctx, address, num_bytes):
     """Start loading the cache lines of so many bytes."""
@@ -214,11 +221,8 @@ def prefetch(typingctx, address, num_bytes):
         return None
 
     def codegen(context, builder, sig, args):
-        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(_I8), _I32, _I32, _I32])
-        function = builder.module.declare_intrinsic("llvm.prefetch.p0", (), kind)
         for offset in range(0, max(num_bytes.literal_value, 1), 64):
-            line = builder.add(args[0], _I64(offset))
-            builder.call(function, [pointer_to(builder, line, _I8), _I32(0), _I32(3), _I32(1)])
+            prefetch_line(builder, builder.add(args[0], _I64(offset)), 3)
         return context.get_dummy_value()
 
     return types.void(types.int64, num_bytes), codegen

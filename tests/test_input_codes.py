@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE, HeteroConv, SAGEConv
+from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE, HeteroConv, SAGEConv, SimpleConv
 
 import gnnfx
 from gnnfx import InputCodes, Policy, Quantize
@@ -103,6 +104,33 @@ def test_what_reads_floats_reads_dequantized_codes_and_is_named() -> None:
     assert not torch.equal(got, opt(x, edge_index))
     left = [text for layer in opt.report.layers for text in layer.left]
     assert any(text.startswith("reads input x in float32") for text in left)
+
+
+class _Residual(nn.Module):
+    """What reads the codes of x adds x itself to its result, in the same op."""
+
+    def __init__(self, layer: nn.Module, sends: bool) -> None:
+        super().__init__()
+        self.layer, self.sends = layer, sends
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.layer(x, edge_index) if self.sends else self.layer(x)
+        return out + x
+
+
+@pytest.mark.parametrize(
+    ("layer", "sends"),
+    [(lambda: nn.Linear(CHANNELS, CHANNELS), False), (SimpleConv, True)],
+    ids=["linear", "aggregate"],
+)
+def test_a_residual_of_codes_is_dequantized(layer: Callable[[], nn.Module], sends: bool) -> None:
+    example = _graph()
+    torch.manual_seed(0)
+    model = _Residual(layer(), sends)
+    opt = gnnfx.optimize(model, POLICIES["int8"], example, calibration=[example])
+    assert "residual=x" in opt.ir()
+    codes = opt.quantize_inputs(example[0])
+    assert torch.equal(opt(codes, example[1]), opt(codes.dequantize(), example[1]))
 
 
 class _TwoInputs(nn.Module):

@@ -1,10 +1,12 @@
 """A module's program for inputs that are given as codes: same tensors, same structure part.
 
   y: f32[N, 8] = f(quantize(x, s, z, 8), s, z)
+  u: f32[N, 8] = quantized_linear(x, s, z, ...)
   w: f32[N, 8] = g(x)
 becomes
   v: f32[N, 4] = dequantize(x_codes, x_scale, x_zero_point, 4, 8)
   y: f32[N, 8] = f(x_codes, x_scale, x_zero_point)
+  u: f32[N, 8] = quantized_linear(x_codes, x_scale, x_zero_point, ...)
   w: f32[N, 8] = g(v)
 """
 
@@ -148,13 +150,6 @@ def _read_codes(graph: fx.Graph, codes: fx.Node, channels: int) -> None:
         scale = graph.placeholder(f"{codes.name}_scale")
     with graph.inserting_after(scale):
         zero_point = graph.placeholder(f"{codes.name}_zero_point")
-    for quantizer in reads.quantizers:
-        args = quantizer.args
-        quantizer.node.replace_all_uses_with(codes)
-        graph.erase_node(quantizer.node)
-        # Nothing but readers of these codes uses their scale: each value has one of its own.
-        args["scale"].node.replace_all_uses_with(scale)
-        args["zero_point"].node.replace_all_uses_with(zero_point)
     values = None
     for node in list(codes.users):
         by_value = Instr(node) in (*reads.floats, *reads.scaled)
@@ -168,4 +163,16 @@ def _read_codes(graph: fx.Graph, codes: fx.Node, channels: int) -> None:
                     (codes, scale, zero_point, channels, bits),
                 )
         node.replace_input_with(codes, values)
+    for quantizer in reads.quantizers:
+        node, args = quantizer.node, quantizer.args
+        if quantizer.op == "quantize":
+            node.replace_all_uses_with(codes)
+            graph.erase_node(node)
+        elif node.args:  # a layer, which may have the values for a residual, too
+            node.update_arg(0, codes)
+        else:
+            node.update_kwarg("x", codes)
+        # Nothing but readers of these codes uses their scale: each value has one of its own.
+        args["scale"].node.replace_all_uses_with(scale)
+        args["zero_point"].node.replace_all_uses_with(zero_point)
     drop_dead(graph)
