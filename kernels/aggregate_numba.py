@@ -36,7 +36,6 @@ from gnnfx.kernels.vectors_numba import (
     take_piece,
 )
 
-_FLOATS = ("x", "weight", "row_scale", "bias", "residual")
 X, SRC, ROWPTR, EDGES, WEIGHT, MEAN, SELF_WEIGHT, HEADS = range(FIRST_FREE, FIRST_FREE + 8)
 
 
@@ -143,8 +142,8 @@ def reject_aggregate(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> str | None:
-    floats = dict(zip(_FLOATS, (x, weight, row_scale, bias, residual), strict=True))
-    return reject_floats(**floats) or reject_large(rowptr, src)
+    wrong = reject_floats(x=x, weight=weight, row_scale=row_scale, bias=bias, residual=residual)
+    return wrong or reject_large(rowptr, src)
 
 
 def aggregate(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from numba.core.runtime import rtsys
 from gnnfx.kernels.threads import Kernel
 
 _SIGNATURE = types.void(types.CPointer(types.int64))
+_LAUNCHED = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 LANES = (128, 64, 16, 8, 4, 2, 1)  # each width is a kernel to compile, so there are few
 
 
@@ -34,8 +36,7 @@ def compiled(make: Callable[..., Any], *constants: Any) -> Kernel:
     with contextlib.suppress(RuntimeError):
         kernel._cache = _OnDisk(function)
     kernel.compile()
-    launchable: Kernel = kernel.ctypes
-    return launchable
+    return _LAUNCHED(kernel.address)
 
 
 class _OnDisk(FunctionCache):  # type: ignore[misc]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,19 +25,20 @@ from torch import Tensor
 _SMALL = 50_000
 _PIECE = 100_000
 
-Kernel = Callable[[Any], None]
+Kernel = Callable[[int], None]
 
 
 def launch(kernel: Kernel, pieces: int, args: list[int]) -> None:
     """Run `kernel` on `pieces` pieces of work; `args` follow the two counters."""
-    block = _block_type(len(args) + 2)(0, pieces, *args)
+    block = array("q", (0, pieces, *args))
+    where = block.buffer_info()[0]
     threads = min(torch.get_num_threads(), pieces)
     if threads <= 1:
-        kernel(block)
+        kernel(where)
     elif (parallel := _openmp_parallel()) is not None:
-        parallel(kernel, block, threads, 0)
+        parallel(kernel, where, threads, 0)
     else:
-        list(_pool().map(kernel, [block] * threads))
+        list(_pool().map(kernel, [where] * threads))
 
 
 def count_pieces(operations: int, most: int) -> int:
@@ -49,11 +51,6 @@ def count_pieces(operations: int, most: int) -> int:
 def address(tensor: Tensor | None) -> int:
     """Where the data of a contiguous tensor lies; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
-
-
-@functools.cache
-def _block_type(length: int) -> Any:
-    return ctypes.c_int64 * length
 
 
 @functools.cache
