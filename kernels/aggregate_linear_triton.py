@@ -85,7 +85,7 @@ def _quantized_aggregate_linear(
     mid_scale, mid_zero_point = tl.load(mid_scale_ptr), tl.load(mid_zero_point_ptr)
     multiplier = scale
     if REDUCE == "mean":
-        multiplier = tl.math.div_rn(scale + 0 * degree, tl.maximum(degree, 1).to(tl.float32))
+        multiplier = tl.math.div_rn(scale, tl.maximum(degree, 1).to(tl.float32))
     if aggregate_row_scale_ptr is not None:
         row_scales = tl.load(aggregate_row_scale_ptr + rows, mask=row_mask, other=0.0)
         multiplier *= row_scales[:, None]

@@ -38,6 +38,8 @@ from gnnfx.kernels.epilogue_numba import (
 from gnnfx.kernels.quantize import code_range
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
+    LINE,
+    PAGE,
     load_f32,
     load_i8,
     pointer_to,
@@ -63,8 +65,6 @@ _WORDS_AT_ONCE = 2**12  # in a block of several tiles: what stays in the first c
 _PRODUCTS_AT_ONCE = 64
 _OPERATIONS_TO_FINISH = 20  # a vector of sums, whatever its width
 _CODES, _FLOAT_BYTES = 64, 256  # a vector of codes, and what it is made of
-_LINE = 64  # bytes of a cache line
-_PAGE = 4096  # bytes; the CPU itself does not read ahead from one page into the next
 
 _INTS, _FLOATS = ir.VectorType(ir.IntType(32), _LANES), ir.VectorType(ir.FloatType(), _LANES)
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -128,7 +128,7 @@ def _multiply_tile(
         with cgutils.for_range(builder, steps) as loop:
             panel = place(weight, loop.index, 4 * _LANES * len(num_vectors))
             weights = [load(panel, _INTS, v) for v in num_vectors]
-            prefetch_line(builder, place(ahead, loop.index, _LINE), 2)
+            prefetch_line(builder, place(ahead, loop.index, LINE), 2)
             for row, sums in zip(row_of, totals, strict=True):
                 codes = splat_lanes(builder, load(place(row, loop.index, 4), _I32), _LANES)
                 for total, by in zip(sums, weights, strict=True):
@@ -167,7 +167,7 @@ def _round_unsigned(x, out, count, scale, zero_point, low, high):
     """Write such bytes of float32 values, a multiple of four."""
     done = 0
     while done + _CODES <= count:
-        prefetch(x + 4 * done + _PAGE, _FLOAT_BYTES)
+        prefetch(x + 4 * done + PAGE, _FLOAT_BYTES)
         codes = to_codes(load_f32(x + 4 * done, _CODES), scale, zero_point, low, high)
         store(out + done, codes + splat_i8(-128, _CODES))
         done += _CODES
@@ -226,7 +226,7 @@ def _linear(rows_at_once, vectors, lanes):
                                     ahead, t > 0, 1, vectors,
                                 )  # fmt: skip
                                 row += 1
-                            ahead += _LINE * steps
+                            ahead += LINE * steps
                 for row in range(first, last):
                     channel = 0
                     while channel < a[CHANNELS]:
@@ -322,11 +322,7 @@ def _padded(values: Tensor, width: int) -> Tensor:
     return functional.pad(values, (0, missing)) if missing else values
 
 
-def linear_tiles(
-    terms: Sequence[Term],
-    out: Tensor,
-    epilogue: Epilogue,
-) -> None:
+def linear_tiles(terms: Sequence[Term], out: Tensor, epilogue: Epilogue) -> None:
     """Write the finished sum of layers to `out` [N, O]: floats, or int8 codes."""
     weight = terms[0].weight
     rows, outputs = out.shape

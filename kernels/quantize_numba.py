@@ -29,6 +29,7 @@ from gnnfx.kernels.quantize import (
 )
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
+    PAGE,
     greater,
     lesser,
     load_f32,
@@ -69,7 +70,6 @@ from gnnfx.kernels.vectors_numba import (
     Y,
 ) = range(1, 15)
 _MOST_LANES = 64
-_PAGE = 4096  # bytes; the CPU itself does not read ahead from one page into the next
 _STREAMED = 2**22  # values: more than the caches hold on to until the result is read
 
 
@@ -131,7 +131,7 @@ def _quantize(lanes, simulate, scaled, keeps, each, streams):
             for block in range(first, last):
                 place = min(block * lanes, a[COUNT] - lanes)
                 row, left = _row_of(a, place, row)
-                prefetch(a[X] + 4 * place + _PAGE, block_bytes)
+                prefetch(a[X] + 4 * place + PAGE, block_bytes)
                 x = load_f32(a[X] + 4 * place, lanes)
                 if scaled:
                     x = _scaled(x, a, row, left, lanes)

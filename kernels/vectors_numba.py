@@ -207,6 +207,10 @@ read_i8, read_u8, read_i32, read_i64, read_f32 = map(_make_read, ("i8", "u8", "i
 write_u8, write_i32, write_i64, write_f32 = map(_make_write, ("u8", "i32", "i64", "f32"))
 
 
+LINE = 64  # bytes of a cache line
+PAGE = 4096  # bytes; the CPU itself does not read ahead from one page into the next
+
+
 def prefetch_line(builder, address, cache):
     """Emit code that starts loading a cache line into the first (3) or second (2) cache."""
     kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(_I8), _I32, _I32, _I32])
@@ -221,7 +225,7 @@ def prefetch(typingctx, address, num_bytes):
         return None
 
     def codegen(context, builder, sig, args):
-        for offset in range(0, max(num_bytes.literal_value, 1), 64):
+        for offset in range(0, max(num_bytes.literal_value, 1), LINE):
             prefetch_line(builder, builder.add(args[0], _I64(offset)), 3)
         return context.get_dummy_value()
 
