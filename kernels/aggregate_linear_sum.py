@@ -138,7 +138,7 @@ def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
         )
     rows, rowptr, src = sample_large_graph(device)
     nodes = rowptr.shape[0] - 1
-    for i, (channels, outputs) in enumerate([(20, 32), (40, 64), (33, 64)]):
+    for i, (channels, outputs) in enumerate([(20, 32), (40, 48), (33, 100), (300, 300)]):
         yield arguments(
             reference,
             *([rand(rows, channels)], [rowptr], [src], [rand(outputs, channels)], "mean"),
@@ -201,6 +201,7 @@ AGGREGATE_LINEAR_SUM = register(
         cost,
         samples,
         impls=(
+            lazy_impl("blocks", "cpu", "gnnfx.kernels.aggregate_linear_sum_numba", "blocks"),
             lazy_impl("by-rows", "cpu", "gnnfx.kernels.aggregate_linear_sum_cpu", "by_rows"),
             Impl("in-turn", "cuda", in_turn, accept),
         ),

@@ -1,4 +1,4 @@
-"""CPU code of `aggregate_linear_sum`: the rows that have edges, or all of them in one sweep."""
+"""CPU code of `aggregate_linear_sum`: terms in turn, each on the rows that have edges or on all."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from gnnfx.ir.op import accept
-from gnnfx.kernels.aggregate import AGGREGATE
 from gnnfx.kernels.aggregate_linear_sum import all_rows
 from gnnfx.kernels.epilogue import activate_in_place
 from gnnfx.kernels.float_linear import LINEAR
-from gnnfx.kernels.float_linear_numba import linear_sum, reject_linear_sum
 from gnnfx.kernels.memory import empty
 
 # From this share of rows on, leaving out the others costs more than multiplying them.
@@ -40,17 +38,12 @@ def by_rows(
     """The terms in turn, each on the rows that have edges of its relation if these are few."""
     rows, outputs = rowptr[0].shape[0] - 1, weight[0].shape[0]
     total, owned = residual, False
-    if own is not None and own_weight is not None:
-        one = len(x) == 1 and own.is_contiguous()
-        if one and _fits_one_sweep(x[0], rowptr[0], src[0], weight[0], own_weight, residual):
-            summed = AGGREGATE.run(x[0], rowptr[0], src[0], None, reduce)
-            layers = [(own, own_weight), (summed, weight[0])]
-            return linear_sum(layers, bias, residual, activation)
+    if own is not None:
         total, owned = LINEAR.run(own, own_weight, None, residual), True
     for number, (v, r, s, w) in enumerate(zip(x, rowptr, src, weight, strict=True), 1):
         used = None if _is_small(rows, s, w) else (r[1:] > r[:-1]).nonzero().view(-1)
         if used is None or len(used) > _MANY * rows:
-            first = _multiplies_first(len(v) - (rows if used is None else len(used)), len(s), w)
+            first = multiplies_first(len(v) - (rows if used is None else len(used)), len(s), w)
             if number == len(x):
                 return all_rows(v, r, s, w, reduce, bias, total, activation, first)
             total, owned = all_rows(v, r, s, w, reduce, None, total, "none", first), True
@@ -65,33 +58,25 @@ def by_rows(
     return activate_in_place(total, activation)
 
 
-def _fits_one_sweep(
-    x: Tensor,
-    rowptr: Tensor,
-    src: Tensor,
-    weight: Tensor,
-    own_weight: Tensor,
-    residual: Tensor | None,
-) -> bool:
-    """Whether rows are reduced before they are multiplied, all of them, and a kernel adds up."""
-    rows = rowptr.shape[0] - 1
-    plain = residual is None or residual.is_contiguous()
-    if not plain or reject_linear_sum(rows, [own_weight, weight]) is not None:
-        return False
-    used = rows if _is_small(rows, src, weight) else int((rowptr[1:] > rowptr[:-1]).sum())
-    return used > _MANY * rows and not _multiplies_first(len(x) - used, len(src), weight)
-
-
 def _is_small(rows: int, src: Tensor, weight: Tensor) -> bool:
     """Whether all rows are multiplied without a look at which have edges, as most may."""
     return rows <= len(src) and rows * weight.numel() < _SMALL
 
 
-def _multiplies_first(more_rows: int, edges: int, weight: Tensor) -> bool:
+def count_used(rowptr: Tensor, src: Tensor, weight: Tensor) -> int:
+    """How many rows have edges; of a small product, how many may have."""
+    rows = rowptr.shape[0] - 1
+    if rows * weight.numel() < _SMALL:
+        return min(rows, src.shape[0])
+    return int((rowptr[1:] > rowptr[:-1]).sum())
+
+
+def multiplies_first(
+    more_rows: int, edges: int, weight: Tensor, a_read: float = _MULTIPLICATIONS_A_READ
+) -> bool:
     """Whether fewer channels to read for each edge are worth so many more rows to multiply."""
     outputs, channels = weight.shape
-    saved = _MULTIPLICATIONS_A_READ * edges * (channels - outputs)
-    return more_rows * outputs * channels < saved
+    return more_rows * outputs * channels < a_read * edges * (channels - outputs)
 
 
 def _add_rows(
@@ -109,5 +94,5 @@ def _add_rows(
     """
     ends = torch.cat([rowptr.index_select(0, used), rowptr[-1:]])
     sums = total.index_select(0, used)
-    first = _multiplies_first(len(x) - len(used), len(src), weight)
+    first = multiplies_first(len(x) - len(used), len(src), weight)
     total.index_copy_(0, used, all_rows(x, ends, src, weight, reduce, None, sums, "none", first))

@@ -1,16 +1,14 @@
-"""CPU code of float32 linear layers and sums of them: tiles of rows times outputs, in registers.
+"""CPU code of float32 linear layers: tiles of rows times outputs, in registers.
 
-All layers add to one tile, and bias, residual and activation belong to it.  Rows of graphs are many
-and narrow, so that the weight stays in the cache: then this takes less time than a library, which
-moves a residual to its result before it adds to it.
+Bias, residual and activation belong to a tile.  Rows of graphs are many and narrow, so that the
+weight stays in the cache: then this takes less time than a library, which moves a residual to its
+result before it adds to it.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from numba import njit
@@ -23,8 +21,7 @@ from gnnfx.kernels.memory import empty
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import load_f32, multiply_add, read_f32, splat_f32, take_piece
 
-LAYERS, FIRST_LAYER = FIRST_FREE, FIRST_FREE + 1
-_LAYER = 3  # x, transposed weight, inputs
+X, WEIGHT, INPUTS = range(FIRST_FREE, FIRST_FREE + 3)
 _TILE = 6  # rows: with 64 lanes, 24 sums and 4 vectors of the weight fill 32 registers
 _LANES, _LEAST_LANES = 64, 32
 _MOST_WEIGHTS = 2**16
@@ -37,20 +34,18 @@ def _tile(a, row, channel, lanes):
     """Six rows of a panel of outputs."""
     zero = splat_f32(0.0, lanes)
     y0, y1, y2, y3, y4, y5 = zero, zero, zero, zero, zero, zero
-    for layer in range(a[LAYERS]):
-        at = FIRST_LAYER + _LAYER * layer
-        step = 4 * a[at + 2]
-        x, weight = a[at] + step * row, a[at + 1] + 4 * channel
-        for _ in range(a[at + 2]):
-            w = load_f32(weight, lanes)
-            y0 = multiply_add(splat_f32(read_f32(x), lanes), w, y0)
-            y1 = multiply_add(splat_f32(read_f32(x + step), lanes), w, y1)
-            y2 = multiply_add(splat_f32(read_f32(x + 2 * step), lanes), w, y2)
-            y3 = multiply_add(splat_f32(read_f32(x + 3 * step), lanes), w, y3)
-            y4 = multiply_add(splat_f32(read_f32(x + 4 * step), lanes), w, y4)
-            y5 = multiply_add(splat_f32(read_f32(x + 5 * step), lanes), w, y5)
-            x += 4
-            weight += 4 * a[CHANNELS]
+    step = 4 * a[INPUTS]
+    x, weight = a[X] + step * row, a[WEIGHT] + 4 * channel
+    for _ in range(a[INPUTS]):
+        w = load_f32(weight, lanes)
+        y0 = multiply_add(splat_f32(read_f32(x), lanes), w, y0)
+        y1 = multiply_add(splat_f32(read_f32(x + step), lanes), w, y1)
+        y2 = multiply_add(splat_f32(read_f32(x + 2 * step), lanes), w, y2)
+        y3 = multiply_add(splat_f32(read_f32(x + 3 * step), lanes), w, y3)
+        y4 = multiply_add(splat_f32(read_f32(x + 4 * step), lanes), w, y4)
+        y5 = multiply_add(splat_f32(read_f32(x + 5 * step), lanes), w, y5)
+        x += 4
+        weight += 4 * a[CHANNELS]
     finish(y0, a, row, channel)
     finish(y1, a, row + 1, channel)
     finish(y2, a, row + 2, channel)
@@ -63,13 +58,11 @@ def _tile(a, row, channel, lanes):
 def _row(a, row, channel, lanes):
     """One row of a panel of outputs."""
     y = splat_f32(0.0, lanes)
-    for layer in range(a[LAYERS]):
-        at = FIRST_LAYER + _LAYER * layer
-        x, weight = a[at] + 4 * a[at + 2] * row, a[at + 1] + 4 * channel
-        for _ in range(a[at + 2]):
-            y = multiply_add(splat_f32(read_f32(x), lanes), load_f32(weight, lanes), y)
-            x += 4
-            weight += 4 * a[CHANNELS]
+    x, weight = a[X] + 4 * a[INPUTS] * row, a[WEIGHT] + 4 * channel
+    for _ in range(a[INPUTS]):
+        y = multiply_add(splat_f32(read_f32(x), lanes), load_f32(weight, lanes), y)
+        x += 4
+        weight += 4 * a[CHANNELS]
     finish(y, a, row, channel)
 
 
@@ -81,7 +74,7 @@ def _panel(a, row, tiled, channel, lanes):
         _row(a, row, channel, lanes)
 
 
-def _linear_sum():
+def _linear():
     def kernel(a):
         while True:
             piece = take_piece(a)
@@ -115,7 +108,16 @@ def reject_tiles(
         return "rows of x and residual must be contiguous"
     if is_small(x, weight, bias, residual, activation):
         return "the product is done sooner than the kernel is set up"
-    return reject_linear_sum(x.shape[0], [weight])
+    outputs = weight.shape[0]
+    if not torch.cpu._is_avx512_supported():
+        return "the registers of this CPU do not hold a tile"
+    if outputs % _LEAST_LANES:
+        return f"{outputs} outputs are no multiple of {_LEAST_LANES}"
+    if weight.numel() > _MOST_WEIGHTS:
+        return f"{weight.numel()} weights do not stay in the nearest caches"
+    if weight.numel() * x.shape[0] < _LEAST_PRODUCTS:
+        return "the products are done before threads are awake"
+    return None
 
 
 def tiles(
@@ -125,38 +127,12 @@ def tiles(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """`linear` as a sum of one layer."""
-    return linear_sum([(x, weight)], bias, residual, activation)
-
-
-def reject_linear_sum(rows: int, weights: Sequence[Tensor]) -> str | None:
-    """Why the kernel cannot take layers of these weights [O, K], or is not the fastest."""
-    outputs, values = weights[0].shape[0], sum(weight.numel() for weight in weights)
-    if not torch.cpu._is_avx512_supported():
-        return "the registers of this CPU do not hold a tile"
-    if outputs % _LEAST_LANES:
-        return f"{outputs} outputs are no multiple of {_LEAST_LANES}"
-    if values > _MOST_WEIGHTS:
-        return f"{values} weights do not stay in the nearest caches"
-    if values * rows < _LEAST_PRODUCTS:
-        return "the products are done before threads are awake"
-    return None
-
-
-def linear_sum(
-    layers: Sequence[tuple[Tensor, Tensor]],
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    activation: str = "none",
-) -> Tensor:
-    """act(sum of x @ weight.T + bias + residual), [N, O]; rows are contiguous float32."""
-    rows, outputs = layers[0][0].shape[0], layers[0][1].shape[0]
-    out = empty((rows, outputs))
-    # Neighbouring lanes hold neighbouring outputs.
-    transposed = [weight.t().contiguous() for _, weight in layers]
-    args = [*Epilogue(None, bias, residual, activation).arguments(out), len(layers)]
-    for (x, _), weight in zip(layers, transposed, strict=True):
-        args += [address(x), address(weight), x.shape[1]]
-    work = outputs * sum(rows * x.shape[1] for x, _ in layers) >> _OPERATIONS_SHIFT
-    launch(compiled(_linear_sum), count_pieces(work, -(-rows // _TILE)), args)
+    """act(x @ weight.T + bias + residual), [N, O]; rows are contiguous float32."""
+    rows, inputs = x.shape
+    out = empty((rows, weight.shape[0]))
+    transposed = weight.t().contiguous()  # neighbouring lanes hold neighbouring outputs
+    args = Epilogue(None, bias, residual, activation).arguments(out)
+    args += [address(x), address(transposed), inputs]
+    work = weight.numel() * rows >> _OPERATIONS_SHIFT
+    launch(compiled(_linear), count_pieces(work, -(-rows // _TILE)), args)
     return out
