@@ -9,7 +9,7 @@
 
 so that nodes without edges of a relation are not multiplied with its weight, and the graph at hand
 decides whether rows are multiplied before or after they are reduced.  A linear layer of the nodes
-themselves, to which all is added, becomes a part of it (`own`).
+themselves, to which all is added or that is added to all, becomes a part of it (`own`).
 """
 
 from __future__ import annotations
@@ -36,13 +36,17 @@ class FuseRelations(Pass):
         rewriter = Rewriter(program, self.name)
         absorbed: set[Instr] = set()
         for instr in reversed(list(rewriter.program.find("linear", "aggregate"))):
-            if instr in absorbed or (last := _term(instr)) is None:
+            if instr in absorbed:
+                continue
+            above = _own_above(instr)
+            last = _term(instr if above is None else instr.args["residual"])
+            if last is None:
                 continue
             terms = [last]
             while (before := _term(terms[0].added)) is not None and _may_precede(before, last):
                 terms.insert(0, before)
-            own = _own(terms[0].added, instr)
-            residual, bias = (own or terms[0]).added, instr.args["bias"]
+            below = _own_below(terms[0].added, instr) if above is None else None
+            own, bias = above or below, instr.args["bias"]
             fused = rewriter.insert(
                 instr,
                 _SUM,
@@ -52,7 +56,7 @@ class FuseRelations(Pass):
                 [t.weight for t in terms],
                 last.reduce,
                 bias=bias if own is None or own.bias is None else own.bias,
-                residual=residual,
+                residual=(below or terms[0]).added,
                 activation=instr.args["activation"],
                 own=own and own.x,
                 own_weight=own and own.weight,
@@ -107,7 +111,18 @@ class _Own:
     added: Instr | None
 
 
-def _own(added: Instr | None, last: Instr) -> _Own | None:
+def _own_above(instr: Instr) -> _Own | None:
+    """The layer that the last term is added to, if `instr` is one and nothing else reads the term."""
+    if instr.op != "linear" or _term(instr) is not None:
+        return None
+    args = instr.args
+    term = _term(args["residual"])
+    if term is None or not _is_unfinished(term.instr) or sole_user(term.instr) is None:
+        return None
+    return _Own(args["x"], args["weight"], args["bias"], None)
+
+
+def _own_below(added: Instr | None, last: Instr) -> _Own | None:
     """The layer that the first term is added to, if that is one and nothing else reads it."""
     if added is None or added.op != "linear" or sole_user(added) is None or _term(added):
         return None
@@ -119,10 +134,13 @@ def _own(added: Instr | None, last: Instr) -> _Own | None:
 
 def _may_precede(before: _Term, last: _Term) -> bool:
     """Whether the sum so far is read by one term alone, is not finished, and is of one kind."""
-    unfinished = before.instr.args["bias"] is None and before.instr.args["activation"] == "none"
-    return unfinished and before.reduce == last.reduce and sole_user(before.instr) is not None
+    alike = before.reduce == last.reduce and sole_user(before.instr) is not None
+    return alike and _is_unfinished(before.instr)
+
+
+def _is_unfinished(instr: Instr) -> bool:
+    return instr.args["bias"] is None and instr.args["activation"] == "none"
 
 
 def _is_bare(instr: Instr) -> bool:
-    args = instr.args
-    return args["bias"] is None and args["residual"] is None and args["activation"] == "none"
+    return _is_unfinished(instr) and instr.args["residual"] is None

@@ -115,6 +115,37 @@ def test_a_layer_of_the_nodes_themselves_belongs_to_the_sum(
     assert dump(parse(dump(after))) == dump(after)
 
 
+ABOVE = {
+    "bias=b, residual=l, activation='relu')  # conv": "residual=l)  # conv\n"
+    "  z: f32[N, 4] = linear(x, w, b, y, 'relu')  # conv",
+    "return (y,)": "return (z,)",
+}
+
+
+@pytest.mark.parametrize(
+    ("edits", "own"),
+    [
+        pytest.param(ABOVE, True, id="plain"),
+        pytest.param({**ABOVE, "residual=l)": "bias=b, residual=l)"}, False, id="finished-before"),
+        pytest.param({**ABOVE, "(z,)": "(z, y)"}, False, id="read-elsewhere"),
+    ],
+)
+def test_a_layer_added_to_the_sum_belongs_to_it(edits: dict[str, str], own: bool) -> None:
+    text = SUM
+    for old, new in edits.items():
+        assert old in text
+        text = text.replace(old, new)
+    before, after, _ = rewrite(FuseRelations(), text)
+    fused = next(iter(after.find("aggregate_linear_sum"))).args
+    assert (fused["own_weight"] is not None) is own
+    assert fused["residual"].name == "r"
+    assert len(fused["x"]) == 2
+    assert ("linear" in {i.op for i in after.instrs}) is not own
+    _fill(before, after)
+    check_values(before, after, *_inputs())
+    check_second_run(FuseRelations(), after)
+
+
 @pytest.mark.parametrize("outputs", [32, 64, 40])
 @pytest.mark.parametrize("edges", [40, 3000])
 def test_sage_layers_on_few_and_many_edges(outputs: int, edges: int) -> None:
