@@ -138,7 +138,7 @@ def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
         )
     rows, rowptr, src = sample_large_graph(device)
     nodes = rowptr.shape[0] - 1
-    for i, (channels, outputs) in enumerate([(20, 32), (40, 48), (33, 100), (300, 300)]):
+    for i, (channels, outputs) in enumerate([(20, 32), (40, 48), (33, 100), (50, 120), (300, 300)]):
         yield arguments(
             reference,
             *([rand(rows, channels)], [rowptr], [src], [rand(outputs, channels)], "mean"),

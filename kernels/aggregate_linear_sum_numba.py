@@ -43,7 +43,7 @@ TERMS, MEAN, WIDTH, BLOCK, BUFFER, FIRST_TERM = range(FIRST_FREE, FIRST_FREE + 6
 X, ROWPTR, SRC, EDGES, WEIGHT, INPUTS = range(6)
 _PLACES = 6  # of a term
 _TILE = 6  # rows: with 64 lanes, 24 sums and 4 vectors of the weight fill 32 registers
-_PANEL, _LEAST_PANEL = 64, 16  # lanes, hence outputs, of a tile
+_LEAST_PANEL = 8  # outputs of a tile: 64, 32, 16 or 8
 _FLOATS = 2**15  # of a block: its sums and the reduced rows of one term
 _LEAST_ROWS, _MOST_ROWS = 4 * _TILE, 256
 _SCRATCH, _TARGETS = _FLOATS + LINE, _MOST_ROWS + _TILE
@@ -84,22 +84,28 @@ def _add(y, sums, width, target, lanes):
 
 
 @njit(forceinline=True)
+def _panel(a, term, used, buffer, sums, targets, channel, lanes):
+    inputs, width = a[term + INPUTS], a[WIDTH]
+    weight, sums = a[term + WEIGHT] + 4 * channel, sums + 4 * channel
+    for row in range(0, used, _TILE):
+        _tile(buffer + 4 * inputs * row, inputs, weight, width, sums, targets + 4 * row, lanes)
+
+
+@njit(forceinline=True)
 def _multiply(a, term, used, buffer, sums, targets):
     """Add the rows in the buffer, times the weight of a term, to the sums."""
-    inputs, width = a[term + INPUTS], a[WIDTH]
-    for channel in range(0, width, _PANEL):
-        weight, panel = a[term + WEIGHT] + 4 * channel, sums + 4 * channel
-        for row in range(0, used, _TILE):
-            x, target = buffer + 4 * inputs * row, targets + 4 * row
-            if width - channel >= 64:
-                _tile(x, inputs, weight, width, panel, target, 64)
-            else:
-                if width - channel >= 32:
-                    _tile(x, inputs, weight, width, panel, target, 32)
-                if width - channel == 48:
-                    _tile(x, inputs, weight + 128, width, panel + 128, target, 16)
-                if width - channel == 16:
-                    _tile(x, inputs, weight, width, panel, target, 16)
+    width, channel = a[WIDTH], 0
+    while channel + 64 <= width:
+        _panel(a, term, used, buffer, sums, targets, channel, 64)
+        channel += 64
+    if width & 32 != 0:
+        _panel(a, term, used, buffer, sums, targets, channel, 32)
+        channel += 32
+    if width & 16 != 0:
+        _panel(a, term, used, buffer, sums, targets, channel, 16)
+        channel += 16
+    if width & 8 != 0:
+        _panel(a, term, used, buffer, sums, targets, channel, 8)
 
 
 @njit(forceinline=True)
@@ -237,7 +243,7 @@ def blocks(
 
 
 def _width(layers: Sequence[Tensor]) -> int:
-    """Outputs, rounded up to whole vectors."""
+    """Outputs, rounded up to whole panels."""
     return -(-layers[0].shape[0] // _LEAST_PANEL) * _LEAST_PANEL
 
 

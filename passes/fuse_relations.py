@@ -112,7 +112,7 @@ class _Own:
 
 
 def _own_above(instr: Instr) -> _Own | None:
-    """The layer that the last term is added to, if `instr` is one and nothing else reads the term."""
+    """`instr` as the layer that the last term is added to, if nothing else reads that term."""
     if instr.op != "linear" or _term(instr) is not None:
         return None
     args = instr.args
