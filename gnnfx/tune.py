@@ -26,7 +26,8 @@ from gnnfx.tuned import Alternative, Tuned
 
 Build = Callable[[frozenset[Site]], tuple[OptimizedModule, tuple[Site, ...]]]
 # What an alternative must save to be taken: less than this is the spread of two equal programs.
-_LEAST_GAIN = 0.03
+# Float32 need not save anything, since it rounds nothing.
+_LEAST_GAIN, _LEAST_GAIN_IN_FLOAT = 0.03, 0.0
 _SECONDS = 0.5
 _MOST_ROUNDS = 50
 
@@ -51,7 +52,8 @@ def keep_fastest(
         return best
     if build_in_float is not None:
         in_float = build_in_float(frozenset())
-        if _compare("all layers in float32", in_float[0], best, sample, timed):
+        tried = "all layers in float32", in_float[0]
+        if _compare(*tried, best, sample, timed, _LEAST_GAIN_IN_FLOAT):
             best = _search(build_in_float, in_float, sample, timed)
     if _compare("the model as it is", eager, best, sample, timed):
         last = timed[-1]
@@ -97,6 +99,7 @@ def _compare(
     best: nn.Module,
     sample: tuple[tuple[Any, ...], dict[str, Any]],
     timed: list[Alternative],
+    least_gain: float = _LEAST_GAIN,
 ) -> bool:
     """Whether `candidate` is faster than `best`; both are added to `timed`."""
     args, kwargs = sample
@@ -107,8 +110,8 @@ def _compare(
     with torch.no_grad():
         seconds = interleaved_seconds(calls, budget=_SECONDS, max_rounds=_MOST_ROUNDS)
     mine, other = (median(seconds[name]) for name in ("candidate", "best"))
-    least = min(seconds["candidate"]) < (1 - _LEAST_GAIN) * min(seconds["best"])
+    least = min(seconds["candidate"]) < (1 - least_gain) * min(seconds["best"])
     # On a busy machine medians of a few rounds may be far off, both they and the least seldom.
-    kept = least and mine < (1 - _LEAST_GAIN) * other
+    kept = least and mine < (1 - least_gain) * other
     timed.append(Alternative(change, 1e3 * mine, 1e3 * other, kept))
     return kept

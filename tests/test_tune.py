@@ -94,6 +94,17 @@ def test_all_layers_go_back_to_float_where_the_first_integers_cost_most(
         torch.testing.assert_close(opt(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
 
 
+def test_integers_that_save_nothing_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(module: nn.Module) -> float:
+        if not isinstance(module, gnnfx.OptimizedModule):
+            return 99.0
+        return 1.0 if "= quantized_" in module.ir() else 0.99
+
+    _time_by(monkeypatch, seconds)
+    opt = gnnfx.optimize(make("gcn"), "int8", graph(40, 160), tune=True)
+    assert "= quantized_" not in opt.ir()
+
+
 def test_a_model_that_is_faster_as_it_is_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     _time_by(monkeypatch, lambda m: 2.0 if isinstance(m, gnnfx.OptimizedModule) else 1.0)
     model, inputs = make("gcn"), graph(40, 160)
