@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -59,14 +60,20 @@ def _work(graph: str, model: str, root: Path) -> Workload:
 def _sample(
     work: Workload, comparison: Comparison, budget: float, device: str
 ) -> dict[str, list[float]]:
-    """Seconds of calls, the peers taking turns; of the calls in a turn the first is not timed."""
+    """Seconds of calls, the peers taking turns; of the calls in a turn the first is not timed.
+
+    Who comes next is drawn anew each time, since threads of a peer may still spin for a while.
+    """
+    order = list(comparison.peers.items())
+    shuffle = random.Random(0).shuffle
     found: dict[str, list[float]] = {name: [] for name in comparison.peers}
     known = {name: peer.prepare(work.graph) for name, peer in comparison.peers.items()}
     warmup = len(work.graphs) if len(work.graphs) > 1 else 20
     stop = time.perf_counter() + budget
     single = len(work.graphs) == 1
     for turn in range(-warmup, _MOST_CALLS, _CALLS_A_TURN):
-        for name, peer in comparison.peers.items():
+        shuffle(order)
+        for name, peer in order:
             for number in range(turn - 1, turn + _CALLS_A_TURN):
                 graph = work.graphs[number % len(work.graphs)]
                 call = partial(peer.call, known[name]) if single else partial(_whole, peer, graph)
