@@ -8,21 +8,28 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from gnnfx.errors import PolicyError
-from gnnfx.training_policy import Training
+from gnnfx.training_policy import (
+    Training,
+    check,
+    check_choice,
+    check_percentile,
+    is_number,
+    is_whole,
+)
 
 PruneMethod = Literal["structured", "global-structured", "fine-grained", "global"]
 Observer = Literal["minmax", "moving-average", "percentile", "mse"]
-
-
-def _check(field_name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise PolicyError(f"{field_name} must be one of {list(allowed)}, got {value!r}")
 
 
 def matches(pattern: str, module: str) -> bool:
     """Whether a pattern (fnmatch) names `module`, or a module that it is a part of."""
     parts = module.split(".")
     return any(fnmatchcase(".".join(parts[: n + 1]), pattern) for n in range(len(parts)))
+
+
+def _check_patterns(overrides: object) -> None:
+    fits = isinstance(overrides, Mapping) and all(isinstance(p, str) for p in overrides)
+    check(fits, "overrides", "be a dict with patterns as its keys", overrides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +44,8 @@ class Bits:
     activation: Literal[8, 4, 2] | None = None
 
     def __post_init__(self) -> None:
-        _check("weight", self.weight, (8, 4, 2, None))
-        _check("activation", self.activation, (8, 4, 2, None))
+        check_choice("weight", self.weight, (8, 4, 2, None))
+        check_choice("activation", self.activation, (8, 4, 2, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +73,17 @@ class Quantize:
     overrides: Mapping[str, Bits] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check("weight_bits", self.weight_bits, (8, 4, 2))
-        _check("activation_bits", self.activation_bits, (8, 4, 2))
-        _check("scales", self.scales, ("tensor", "degree"))
-        _check("layers", self.layers, ("faster", "all"))
-        _check("observer", self.observer, ("minmax", "moving-average", "percentile", "mse"))
-        if not 0.5 < self.percentile <= 1.0:
-            raise PolicyError(f"percentile must lie in (0.5, 1], got {self.percentile}")
+        check_choice("weight_bits", self.weight_bits, (8, 4, 2))
+        check_choice("activation_bits", self.activation_bits, (8, 4, 2))
+        check_choice("scales", self.scales, ("tensor", "degree"))
+        check_choice("layers", self.layers, ("faster", "all"))
+        check_choice("observer", self.observer, ("minmax", "moving-average", "percentile", "mse"))
+        check_percentile(self.percentile)
+        training = isinstance(self.training, Training)
+        check(training, "training", "be a gnnfx.Training", self.training)
+        _check_patterns(self.overrides)
         for pattern, bits in self.overrides.items():
-            if not isinstance(bits, Bits):
-                raise PolicyError(f"overrides[{pattern!r}] must be a gnnfx.Bits, got {bits!r}")
+            check(isinstance(bits, Bits), f"overrides[{pattern!r}]", "be a gnnfx.Bits", bits)
 
     def weight_bits_of(self, module: str) -> int:
         """Width of the weights of the layer at the path `module`."""
@@ -120,14 +128,17 @@ class Prune:
 
     def __post_init__(self) -> None:
         methods = ("structured", "global-structured", "fine-grained", "global")
-        _check("method", self.method, methods)
+        check_choice("method", self.method, methods)
         criteria = ("l1", "l2", "taylor", "batch-norm", "aggregation", "random")
-        _check("criterion", self.criterion, criteria)
-        _check("units", self.units, ("channels", "heads", "layers"))
-        _check("schedule", self.schedule, ("one-shot", "iterative", "cubic"))
+        check_choice("criterion", self.criterion, criteria)
+        check_choice("units", self.units, ("channels", "heads", "layers"))
+        check_choice("schedule", self.schedule, ("one-shot", "iterative", "cubic"))
+        _check_patterns(self.overrides)
         for name, ratio in {"ratio": self.ratio, **self.overrides}.items():
-            if not 0.0 <= ratio < 1.0:
-                raise PolicyError(f"{name} must lie in [0, 1), got {ratio}")
+            check(is_number(ratio) and 0.0 <= ratio < 1.0, name, "lie in [0, 1)", ratio)
+        for name in ("begin", "end", "every", "seed"):
+            step = getattr(self, name)
+            check(is_whole(step), name, "be a whole number", step)
         if not self.removes and self.criterion in ("batch-norm", "aggregation"):
             raise PolicyError(
                 f"criterion {self.criterion!r} scores channels; with method {self.method!r} "
@@ -165,7 +176,12 @@ class Policy:
     prune: Prune | None = None
 
     def __post_init__(self) -> None:
-        quantize = self.quantize
+        quantize, prune = self.quantize, self.prune
+        rounds = quantize is None or isinstance(quantize, Quantize)
+        check(rounds, "quantize", "be a gnnfx.Quantize or None", quantize)
+        check(prune is None or isinstance(prune, Prune), "prune", "be a gnnfx.Prune or None", prune)
+        patterns = isinstance(self.skip, (tuple, list)) and all(type(p) is str for p in self.skip)
+        check(patterns, "skip", "be a tuple of patterns", self.skip)
         if quantize is None or quantize.training.placement == "kernels":
             return
         if self.skip or quantize.overrides:

@@ -7,12 +7,34 @@ the clipped estimator; LSQ (Esser et al.; ICLR 2020) for learned steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal
 
 from gnnfx.errors import PolicyError
 
 Estimator = Literal["straight-through", "clipped", "learned-step"]
 TrainingObserver = Literal["minmax", "moving-average", "percentile", "mse"]
+
+
+def check(holds: bool, name: str, expected: str, value: object) -> None:
+    """Raise PolicyError unless a field is as expected."""
+    if not holds:
+        raise PolicyError(f"{name} must {expected}, got {value!r}")
+
+
+def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise PolicyError unless a field is one of those allowed."""
+    check(value in allowed, name, f"be one of {list(allowed)}", value)
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a number, and not a truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> bool:
+    """Whether `value` is a whole number, and not a truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +68,25 @@ class Training:
     placement: Literal["kernels", "paper"] = "kernels"
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("estimator", ("straight-through", "clipped", "learned-step")),
-            ("observer", ("minmax", "moving-average", "percentile", "mse")),
-            ("mask", ("forward", "layer")),
-            ("placement", ("kernels", "paper")),
-        ):
-            if (value := getattr(self, name)) not in allowed:
-                raise PolicyError(f"{name} must be one of {list(allowed)}, got {value!r}")
-        if not 0.5 < self.percentile <= 1.0:
-            raise PolicyError(f"percentile must lie in (0.5, 1], got {self.percentile}")
-        if self.sample is not None and self.sample < 1:
-            raise PolicyError(f"sample must be 1 or more, or None, got {self.sample}")
-        if self.protect is not None and not _is_span(self.protect):
-            raise PolicyError(
-                f"protect must be (p_min, p_max) with 0 <= p_min <= p_max <= 1, got {self.protect}"
-            )
+        estimators = ("straight-through", "clipped", "learned-step")
+        check_choice("estimator", self.estimator, estimators)
+        observers = ("minmax", "moving-average", "percentile", "mse")
+        check_choice("observer", self.observer, observers)
+        check_choice("mask", self.mask, ("forward", "layer"))
+        check_choice("placement", self.placement, ("kernels", "paper"))
+        check_percentile(self.percentile)
+        enough = self.sample is None or (is_whole(self.sample) and self.sample >= 1)
+        check(enough, "sample", "be 1 or more, or None", self.sample)
+        fits = self.protect is None or _is_span(self.protect)
+        expected = "be (p_min, p_max) with 0 <= p_min <= p_max <= 1"
+        check(fits, "protect", expected, self.protect)
 
 
-def _is_span(span: tuple[float, float]) -> bool:
-    return len(span) == 2 and 0.0 <= span[0] <= span[1] <= 1.0
+def check_percentile(share: float) -> None:
+    """Raise PolicyError for what is no share of more than half."""
+    check(is_number(share) and 0.5 < share <= 1.0, "percentile", "lie in (0.5, 1]", share)
+
+
+def _is_span(span: object) -> bool:
+    pair = isinstance(span, (tuple, list)) and len(span) == 2 and all(map(is_number, span))
+    return pair and 0.0 <= span[0] <= span[1] <= 1.0  # type: ignore[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +81,28 @@ class Dense(nn.Module):
 
     def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
         return self.lin(x)  # type: ignore[no-any-return]
+
+
+POLICIES: dict[str, tuple[Callable[[], Any], str]] = {
+    "quantize": (lambda: gnnfx.Policy(8), "quantize must be a gnnfx.Quantize or None, got 8"),  # type: ignore[arg-type]
+    "prune": (lambda: gnnfx.Policy(prune=0.5), "prune must be a gnnfx.Prune or None, got 0.5"),  # type: ignore[arg-type]
+    "skip": (lambda: gnnfx.Policy(skip="lin"), "skip must be a tuple of patterns, got 'lin'"),  # type: ignore[arg-type]
+    "ratio": (lambda: gnnfx.Prune("0.5"), "ratio must lie in [0, 1), got '0.5'"),  # type: ignore[arg-type]
+    "end": (lambda: gnnfx.Prune(end=1.5), "end must be a whole number, got 1.5"),  # type: ignore[arg-type]
+    "ratios": (lambda: gnnfx.Prune(overrides=[0.5]), "overrides must be a dict with patterns"),  # type: ignore[arg-type]
+    "percentile": (lambda: gnnfx.Quantize(percentile="high"), "percentile must lie in (0.5, 1]"),  # type: ignore[arg-type]
+    "training": (lambda: gnnfx.Quantize(training="dq"), "training must be a gnnfx.Training"),  # type: ignore[arg-type]
+    "protect": (lambda: gnnfx.Training(protect=0.1), "protect must be (p_min, p_max) with 0"),  # type: ignore[arg-type]
+    "sample": (lambda: gnnfx.Training(sample=0.5), "sample must be 1 or more, or None"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize(("make_policy", "message"), POLICIES.values(), ids=POLICIES)
+def test_policies_name_the_field_that_is_wrong(
+    make_policy: Callable[[], Any], message: str
+) -> None:
+    with pytest.raises(PolicyError, match=re.escape(message)):
+        make_policy()
 
 
 OPTIMIZE: dict[str, tuple[Callable[[], Any], type[GnnfxError], str]] = {

@@ -33,6 +33,8 @@ class Admm:
     ) -> None:
         if not 0.0 <= ratio < 1.0:
             raise InputError(f"ratio must lie in [0, 1), got {ratio}")
+        if not weights:
+            raise InputError("weights must name one weight or more, got none")
         self.weights = dict(weights)
         self.ratio = ratio
         self.rho = rho

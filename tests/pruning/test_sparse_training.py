@@ -135,6 +135,8 @@ def test_slr_keeps_its_multipliers_where_the_lagrangian_rises() -> None:
     assert torch.equal(pull.duals["0.weight"], duals)
 
 
-def test_a_wrong_ratio_is_named() -> None:
+def test_a_wrong_ratio_or_no_weights_are_named() -> None:
     with pytest.raises(InputError, match=r"ratio must lie in \[0, 1\), got 1.0"):
         Admm({}, 1.0)
+    with pytest.raises(InputError, match="weights must name one weight or more"):
+        Slr({}, 0.5)
