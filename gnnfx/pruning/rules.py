@@ -114,7 +114,7 @@ _ZERO_IF = {
         *_named("div", "Tensor"),
         *_named("div", "Scalar"),
         *_named("_prelu_kernel prelu"),
-        *_named("relu leaky_relu tanh elu celu selu gelu silu mish hardtanh hardswish relu6"),
+        *_named("relu leaky_relu tanh elu celu selu gelu silu mish hardswish relu6"),
         *_named("abs neg sqrt sin atan sign floor ceil round expm1 log1p square softsign"),
         *_named("clone detach alias contiguous dropout zeros_like lift_fresh_copy _to_copy"),
         *_named("nan_to_num"),
@@ -192,6 +192,15 @@ def _clamp(flow: Flow, instr: Instr) -> Layout:
     low, high = instr.args.get("min"), instr.args.get("max")
     if isinstance(low, Instr) or isinstance(high, Instr):
         raise Unfollowed("a clamp to sizes")
+    return _clamped(flow, instr, low, high)
+
+
+@rule("aten.hardtanh.default")
+def _hardtanh(flow: Flow, instr: Instr) -> Layout:
+    return _clamped(flow, instr, instr.args.get("min_val", -1), instr.args.get("max_val", 1))
+
+
+def _clamped(flow: Flow, instr: Instr, low: float | None, high: float | None) -> Layout:
     inside = (low is None or low <= 0) and (high is None or high >= 0)
     return _elementwise(flow, instr, "first" if inside else "never")
 

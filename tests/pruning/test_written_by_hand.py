@@ -62,6 +62,11 @@ def heads_of(m: Any, x: Tensor, _: Tensor) -> Tensor:
     return m.out(m.norm(m.a(x).view(-1, 4, 8)).relu().sum(1))  # type: ignore[no-any-return]
 
 
+def summed(m: Any, x: Tensor, _: Tensor) -> Tensor:
+    h = m.act(m.a(x))
+    return m.out(h) + h.sum(-1, keepdim=True)  # type: ignore[no-any-return]
+
+
 def prompts(m: Any, x: Tensor, edge_index: Tensor) -> Tensor:
     joined = torch.cat([m.a(x), m.prompt], 0).relu()
     return m.out(m.conv(joined, edge_index).relu())  # type: ignore[no-any-return]
@@ -92,6 +97,7 @@ MODELS: dict[str, Callable[[], Hand]] = {
         conv=pyg.SAGEConv(8, 8),
         out=linear(8, 3),
     ),
+    "hardtanh": lambda: Hand(summed, a=linear(20, 8), act=nn.Hardtanh(), out=linear(8, 3)),
     "batched": lambda: Hand(batched, a=linear(10, 8), conv=pyg.SAGEConv(8, 8), out=linear(8, 3)),
 }
 
@@ -117,6 +123,12 @@ def test_heads_that_a_bias_revives_stay(norm: nn.Module) -> None:
     model = Hand(heads_of, a=linear(20, 32), norm=norm, out=linear(8, 3))
     with pytest.raises(PolicyError, match="where a removed channel would not be zero"):
         gnnfx.optimize(model.eval(), Policy(prune=Prune(units="heads")), (X, EDGES))
+
+
+def test_channels_that_an_activation_lifts_from_zero_stay() -> None:
+    model = Hand(summed, a=linear(20, 8), act=nn.Hardtanh(0.5, 1.0), out=linear(8, 3))
+    with pytest.raises(PolicyError, match="where a removed channel would not be zero"):
+        gnnfx.optimize(model.eval(), Policy(prune=Prune()), (X, EDGES))
 
 
 def test_channels_that_a_batch_norm_averages_stay() -> None:
