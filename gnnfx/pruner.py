@@ -11,6 +11,7 @@ small = pruner.remove()                # trains on as the model did
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 import gnnfx.kernels  # noqa: F401  (registers every op)
 from gnnfx.backend.prepared import PreparedModule, captured
-from gnnfx.errors import PolicyError
+from gnnfx.errors import InputError, PolicyError
 from gnnfx.frontend.signature import flatten
 from gnnfx.pass_manager import PassContext, PassManager
 from gnnfx.pipeline import FLOAT_FACTS, raise_passes, removal_passes
@@ -123,6 +124,31 @@ class Pruner:
         small = prepare_traced(self.model, traced, ctx).train(self.model.training)
         _forget(small, set(self._program.tensors) - set(program.tensors))
         return small
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes into a checkpoint beside the states of the model and the optimizer."""
+        return {"number": self._number, "masks": {n: m.clone() for n, m in self.masks.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; load the states of the model and the optimizer as well.
+
+        Raises InputError if the state is of another model.
+        """
+        tensors = self._tensors()
+        for name, mask in state["masks"].items():
+            shape = tuple(tensors[name].shape) if name in tensors else "none of that name"
+            if tuple(mask.shape) != shape:
+                raise InputError(
+                    f"state masks the weight {name!r} {tuple(mask.shape)}; the model has {shape}"
+                )
+        self._number = state["number"]
+        self.masks = {n: m.to(tensors[n].device) for n, m in state["masks"].items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InputError(
+            "a Pruner cannot be copied or pickled; expected its state_dict(), which a Pruner of "
+            "the same model loads"
+        )
 
     def flops(self) -> Flops:
         """Operations of one forward pass on the example, zero weights left out."""

@@ -54,6 +54,12 @@ class Origin:
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InputError(
+            "a prepared module cannot be pickled; expected its state_dict(), which the same model, "
+            "prepared alike, loads"
+        )
+
 
 class PreparedModule(nn.Module):
     """Computes what the model computes, in train and eval mode, rounded as integer kernels round.

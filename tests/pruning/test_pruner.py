@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import gnnfx
 from gnnfx import Policy, Prune, Pruner, Quantize
@@ -226,6 +228,46 @@ def test_the_penalty_shrinks_whole_channels() -> None:
 def test_schedules(schedule: str, shares: list[float | None]) -> None:
     prune = Prune(schedule=schedule, begin=2, end=6, every=2)  # type: ignore[arg-type]
     assert [share_due(prune, step) for step in range(8)] == shares
+
+
+def pruned_run(steps: int, state: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+    """A weight after so many steps, from the start or from `state`, and the state then."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(8, 8), torch.randn(40, 8)
+    optimizer = torch.optim.Adam(layer.parameters(), 0.05)
+    pruner = Pruner(layer, Prune(0.6, "fine-grained", schedule="cubic", end=24, every=5), (x,))
+    if state is not None:
+        layer.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        pruner.load_state_dict(state["pruner"])
+    for _ in range(0 if state is None else state["steps"], steps):
+        optimizer.zero_grad()
+        (layer(x) - x.flip(1)).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+    states = {"model": layer, "optimizer": optimizer, "pruner": pruner}
+    saved = {name: copy.deepcopy(each.state_dict()) for name, each in states.items()}  # type: ignore[attr-defined]
+    return layer.weight.detach(), {**saved, "steps": steps}
+
+
+def test_pruning_goes_on_where_it_stopped() -> None:
+    whole, _ = pruned_run(30)
+    _, state = pruned_run(12)
+    resumed, _ = pruned_run(30, state)
+    assert int((whole == 0).sum()) == 38  # 0.6 of 64
+    assert torch.equal(whole, resumed)
+    other = Pruner(nn.Linear(8, 5), Prune(method="fine-grained"), (torch.randn(4, 8),))
+    with pytest.raises(InputError, match=r"state masks the weight 'weight' \(8, 8\).*has \(5, 8\)"):
+        other.load_state_dict(state["pruner"])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_what_cannot_be_pickled_says_what_can(copied: Callable[[Any], object]) -> None:
+    inputs = graph(30, 100)
+    with pytest.raises(InputError, match="a Pruner cannot be copied or pickled"):
+        copied(Pruner(make("gcn"), Prune(), inputs))
+    with pytest.raises(InputError, match="a prepared module cannot be pickled"):
+        pickle.dumps(gnnfx.prepare(make("gcn"), "int8", inputs))
 
 
 def test_the_least_of_all_layers_go_but_never_all_of_one() -> None:
