@@ -24,7 +24,7 @@ from gnnfx.kernels.csr import reject_floats, reject_large
 from gnnfx.kernels.csr_numba import source, source_ahead
 from gnnfx.kernels.epilogue_numba import CHANNELS, FIRST_FREE, PIECES, ROWS, Epilogue, finish
 from gnnfx.kernels.memory import empty
-from gnnfx.kernels.threads import address, launch
+from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
     LINE,
     load_f32,
@@ -52,6 +52,7 @@ _MOST_WEIGHTS = 2**16  # of one term, which is read again for each block
 # next to nothing of so few values that they stay in a cache.
 _MULTIPLICATIONS_A_READ = 0.25
 _FEW_VALUES = 2**20
+_OPERATIONS_SHIFT = 3  # multiply-adds to operations that the thread pool counts
 
 
 @njit(forceinline=True)
@@ -137,6 +138,15 @@ def _reduce(a, term, row, buffer, lanes, lane_bytes):
     return True
 
 
+@njit(forceinline=True)
+def _finish_row(a, row, sums, lanes):
+    channel = 0
+    while channel < a[CHANNELS]:
+        channel = min(channel, a[CHANNELS] - lanes)
+        finish(load_f32(sums + 4 * channel, lanes), a, row, channel)
+        channel += lanes
+
+
 def _blocks(in_lanes, out_lanes):
     in_bytes = 4 * in_lanes
 
@@ -148,28 +158,28 @@ def _blocks(in_lanes, out_lanes):
             piece = take_piece(a)
             if piece >= a[PIECES]:
                 return
-            begin, end = piece * a[BLOCK], min((piece + 1) * a[BLOCK], a[ROWS])
-            for place in range(0, (end - begin) * a[WIDTH], _LEAST_PANEL):
-                store(sums + 4 * place, splat_f32(np.float32(0), _LEAST_PANEL))
-            for number in range(a[TERMS]):
-                term = FIRST_TERM + _PLACES * number
-                used = 0
+            blocks = -(-a[ROWS] // a[BLOCK])
+            stop = min(a[BLOCK] * (blocks * (piece + 1) // a[PIECES]), a[ROWS])
+            begin = a[BLOCK] * (blocks * piece // a[PIECES])
+            while begin < stop:
+                end = min(begin + a[BLOCK], a[ROWS])
+                for place in range(0, (end - begin) * a[WIDTH], _LEAST_PANEL):
+                    store(sums + 4 * place, splat_f32(np.float32(0), _LEAST_PANEL))
+                for number in range(a[TERMS]):
+                    term = FIRST_TERM + _PLACES * number
+                    used = 0
+                    for row in range(begin, end):
+                        place = buffer + 4 * a[term + INPUTS] * used
+                        if _reduce(a, term, row, place, in_lanes, in_bytes):
+                            write_i32(targets + 4 * used, np.int32(row - begin))
+                            used += 1
+                    # What a last tile computes of no row goes into a row of its own.
+                    for rest in range(used, used + _TILE):
+                        write_i32(targets + 4 * rest, np.int32(a[BLOCK]))
+                    _multiply(a, term, used, buffer, sums, targets)
                 for row in range(begin, end):
-                    place = buffer + 4 * a[term + INPUTS] * used
-                    if _reduce(a, term, row, place, in_lanes, in_bytes):
-                        write_i32(targets + 4 * used, np.int32(row - begin))
-                        used += 1
-                # What a last tile computes of no row goes into a row of its own.
-                for rest in range(used, used + _TILE):
-                    write_i32(targets + 4 * rest, np.int32(a[BLOCK]))
-                _multiply(a, term, used, buffer, sums, targets)
-            for row in range(begin, end):
-                channel = 0
-                while channel < a[CHANNELS]:
-                    channel = min(channel, a[CHANNELS] - out_lanes)
-                    place = sums + 4 * ((row - begin) * a[WIDTH] + channel)
-                    finish(load_f32(place, out_lanes), a, row, channel)
-                    channel += out_lanes
+                    _finish_row(a, row, sums + 4 * (row - begin) * a[WIDTH], out_lanes)
+                begin = end
 
     return kernel
 
@@ -238,7 +248,9 @@ def blocks(
         args += [address(v), pointer, sources, edges, at, v.shape[1]]
         at += 4 * width * v.shape[1]
     lanes = choose_lanes(min(v.shape[1] for v, *_ in terms)), choose_lanes(outputs)
-    launch(compiled(_blocks, *lanes), -(-len(out) // rows), args)
+    read = sum(s.shape[0] * v.shape[1] for v, s in zip(x, src, strict=True))
+    work = read + (len(out) * sum(layer.numel() for layer in layers) >> _OPERATIONS_SHIFT)
+    launch(compiled(_blocks, *lanes), count_pieces(work, -(-len(out) // rows)), args)
     return out
 
 
