@@ -41,7 +41,7 @@ def by_rows(
     if own is not None:
         total, owned = LINEAR.run(own, own_weight, None, residual), True
     for number, (v, r, s, w) in enumerate(zip(x, rowptr, src, weight, strict=True), 1):
-        used = None if _is_small(rows, s, w) else (r[1:] > r[:-1]).nonzero().view(-1)
+        used = None if _is_small(rows, s, w) else _have_edges(r).nonzero().view(-1)
         if used is None or len(used) > _MANY * rows:
             first = multiplies_first(len(v) - (rows if used is None else len(used)), len(s), w)
             if number == len(x):
@@ -63,12 +63,17 @@ def _is_small(rows: int, src: Tensor, weight: Tensor) -> bool:
     return rows <= len(src) and rows * weight.numel() < _SMALL
 
 
+def _have_edges(rowptr: Tensor) -> Tensor:
+    """Which rows have edges, bool [N]."""
+    return rowptr[1:] > rowptr[:-1]
+
+
 def count_used(rowptr: Tensor, src: Tensor, weight: Tensor) -> int:
     """How many rows have edges; of a small product, how many may have."""
     rows = rowptr.shape[0] - 1
     if rows * weight.numel() < _SMALL:
         return min(rows, src.shape[0])
-    return int((rowptr[1:] > rowptr[:-1]).sum())
+    return int(_have_edges(rowptr).sum())
 
 
 def multiplies_first(

@@ -46,7 +46,7 @@ _TILE = 6  # rows: with 64 lanes, 24 sums and 4 vectors of the weight fill 32 re
 _LEAST_PANEL = 8  # outputs of a tile: 64, 32, 16 or 8
 _FLOATS = 2**15  # of a block: its sums and the reduced rows of one term
 _LEAST_ROWS, _MOST_ROWS = 4 * _TILE, 256
-_SCRATCH, _TARGETS = _FLOATS + LINE, _MOST_ROWS + _TILE
+_SCRATCH, _TARGETS = _FLOATS + LINE // 4, _MOST_ROWS + _TILE
 _MOST_WEIGHTS = 2**16  # of one term, which is read again for each block
 # While some rows are read others are multiplied, so reads cost less than they do by themselves, and
 # next to nothing of so few values that they stay in a cache.
@@ -201,19 +201,26 @@ def reject_blocks(
         return "the registers of this CPU do not hold a tile"
     layers = list(weight) if own_weight is None else [*weight, own_weight]
     for layer in layers:
+        if layer.shape[1] == 0:
+            return "there are no channels to sum"
         if layer.numel() > _MOST_WEIGHTS:
             return f"{layer.numel()} weights do not stay in the nearest caches"
     if _block_rows(layers) < _LEAST_ROWS:
-        return f"{layers[0].shape[0]} outputs of as many inputs leave no room for a block of rows"
+        return "rows are so wide that a block of them does not stay in the nearest caches"
     for v, r, s, w in zip(x, rowptr, src, weight, strict=True):
         if (wrong := reject_floats(x=v) or reject_large(r, s)) is not None:
             return wrong
-        if v.numel() < _FEW_VALUES:
-            continue
-        more_rows = len(v) - count_used(r, s, w)
-        if multiplies_first(more_rows, len(s), w, _MULTIPLICATIONS_A_READ):
+        if _multiplies_first(v, r, s, w):
             return "there is less to do if a term is multiplied before it is reduced"
     return reject_floats(own=own, bias=bias, residual=residual)
+
+
+def _multiplies_first(x: Tensor, rowptr: Tensor, src: Tensor, weight: Tensor) -> bool:
+    saves = weight.shape[0] < weight.shape[1] or len(x) < rowptr.shape[0] - 1
+    if x.numel() < _FEW_VALUES or not saves:
+        return False
+    more_rows = len(x) - count_used(rowptr, src, weight)
+    return multiplies_first(more_rows, len(src), weight, _MULTIPLICATIONS_A_READ)
 
 
 def blocks(

@@ -306,6 +306,12 @@ def test_rows_without_edges_are_left_out_of_products(monkeypatch: pytest.MonkeyP
     assert 1 in rows, "of a hub that all edges go to"
 
 
+def test_sum_of_terms_without_channels_is_zero() -> None:
+    rowptr, src = _graph()
+    args = [torch.ones(7, 0)], [rowptr], [src], [torch.ones(4, 0)]
+    assert torch.equal(BY_NAME["aggregate_linear_sum"].torch_op(*args), torch.zeros(7, 4))
+
+
 def test_sums_of_many_channels_fit_in_32_bits() -> None:
     op, channels = BY_NAME["quantized_linear"], 2**16
     x = torch.full((3, channels), -128, dtype=torch.int8)

@@ -46,6 +46,15 @@ def _fill(*programs: Program) -> None:
             program.tensors[name] = torch.randn(shape, generator=generator)
 
 
+def _edited(edits: dict[str, str]) -> str:
+    """SUM with each text replaced by another."""
+    text = SUM
+    for old, new in edits.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
 def test_both_orders_become_one_op() -> None:
     before, after, ctx = rewrite(FuseRelations(), SUM)
     fused = next(iter(after.find("aggregate_linear_sum"))).args
@@ -101,11 +110,7 @@ BIASED = {**OWN, "linear(x, w, None, r)": "linear(x, w, b, r)", ", bias=b": ""}
 def test_a_layer_of_the_nodes_themselves_belongs_to_the_sum(
     edits: dict[str, str], own: bool
 ) -> None:
-    text = SUM
-    for old, new in edits.items():
-        assert old in text
-        text = text.replace(old, new)
-    before, after, _ = rewrite(FuseRelations(), text)
+    before, after, _ = rewrite(FuseRelations(), _edited(edits))
     fused = next(iter(after.find("aggregate_linear_sum"))).args
     assert (fused["own_weight"] is not None) is own
     assert fused["residual"].name == ("r" if own else "l")
@@ -131,11 +136,7 @@ ABOVE = {
     ],
 )
 def test_a_layer_added_to_the_sum_belongs_to_it(edits: dict[str, str], own: bool) -> None:
-    text = SUM
-    for old, new in edits.items():
-        assert old in text
-        text = text.replace(old, new)
-    before, after, _ = rewrite(FuseRelations(), text)
+    before, after, _ = rewrite(FuseRelations(), _edited(edits))
     fused = next(iter(after.find("aggregate_linear_sum"))).args
     assert (fused["own_weight"] is not None) is own
     assert fused["residual"].name == "r"
