@@ -25,12 +25,11 @@ from gnnfx.kernels.csr_numba import source, source_ahead
 from gnnfx.kernels.epilogue_numba import CHANNELS, FIRST_FREE, PIECES, ROWS, Epilogue, finish
 from gnnfx.kernels.memory import empty
 from gnnfx.kernels.threads import address, count_pieces, launch
+from gnnfx.kernels.tiles_numba import OPERATIONS_SHIFT, TILE, multiply_tile, reject_weights
 from gnnfx.kernels.vectors_numba import (
     LINE,
     load_f32,
-    multiply_add,
     prefetch,
-    read_f32,
     read_i32,
     scratch_floats,
     splat_f32,
@@ -42,34 +41,20 @@ from gnnfx.kernels.vectors_numba import (
 TERMS, MEAN, WIDTH, BLOCK, BUFFER, FIRST_TERM = range(FIRST_FREE, FIRST_FREE + 6)
 X, ROWPTR, SRC, EDGES, WEIGHT, INPUTS = range(6)
 _PLACES = 6  # of a term
-_TILE = 6  # rows: with 64 lanes, 24 sums and 4 vectors of the weight fill 32 registers
 _LEAST_PANEL = 8  # outputs of a tile: 64, 32, 16 or 8
 _FLOATS = 2**15  # of a block: its sums and the reduced rows of one term
-_LEAST_ROWS, _MOST_ROWS = 4 * _TILE, 256
-_SCRATCH, _TARGETS = _FLOATS + LINE // 4, _MOST_ROWS + _TILE
-_MOST_WEIGHTS = 2**16  # of one term, which is read again for each block
+_LEAST_ROWS, _MOST_ROWS = 4 * TILE, 256
+_SCRATCH, _TARGETS = _FLOATS + LINE // 4, _MOST_ROWS + TILE
 # While some rows are read others are multiplied, so reads cost less than they do by themselves, and
 # next to nothing of so few values that they stay in a cache.
 _MULTIPLICATIONS_A_READ = 0.25
 _FEW_VALUES = 2**20
-_OPERATIONS_SHIFT = 3  # multiply-adds to operations that the thread pool counts
 
 
 @njit(forceinline=True)
 def _tile(x, inputs, weight, width, sums, target, lanes):
     """Add six rows of x times a panel of the weight to the sums of their target rows."""
-    zero, step = splat_f32(0.0, lanes), 4 * inputs
-    y0, y1, y2, y3, y4, y5 = zero, zero, zero, zero, zero, zero
-    for _ in range(inputs):
-        w = load_f32(weight, lanes)
-        y0 = multiply_add(splat_f32(read_f32(x), lanes), w, y0)
-        y1 = multiply_add(splat_f32(read_f32(x + step), lanes), w, y1)
-        y2 = multiply_add(splat_f32(read_f32(x + 2 * step), lanes), w, y2)
-        y3 = multiply_add(splat_f32(read_f32(x + 3 * step), lanes), w, y3)
-        y4 = multiply_add(splat_f32(read_f32(x + 4 * step), lanes), w, y4)
-        y5 = multiply_add(splat_f32(read_f32(x + 5 * step), lanes), w, y5)
-        x += 4
-        weight += 4 * width
+    y0, y1, y2, y3, y4, y5 = multiply_tile(x, inputs, weight, width, lanes)
     _add(y0, sums, width, target, lanes)
     _add(y1, sums, width, target + 4, lanes)
     _add(y2, sums, width, target + 8, lanes)
@@ -88,7 +73,7 @@ def _add(y, sums, width, target, lanes):
 def _panel(a, term, used, buffer, sums, targets, channel, lanes):
     inputs, width = a[term + INPUTS], a[WIDTH]
     weight, sums = a[term + WEIGHT] + 4 * channel, sums + 4 * channel
-    for row in range(0, used, _TILE):
+    for row in range(0, used, TILE):
         _tile(buffer + 4 * inputs * row, inputs, weight, width, sums, targets + 4 * row, lanes)
 
 
@@ -174,7 +159,7 @@ def _blocks(in_lanes, out_lanes):
                             write_i32(targets + 4 * used, np.int32(row - begin))
                             used += 1
                     # What a last tile computes of no row goes into a row of its own.
-                    for rest in range(used, used + _TILE):
+                    for rest in range(used, used + TILE):
                         write_i32(targets + 4 * rest, np.int32(a[BLOCK]))
                     _multiply(a, term, used, buffer, sums, targets)
                 for row in range(begin, end):
@@ -197,14 +182,12 @@ def reject_blocks(
     own_weight: Tensor | None = None,
 ) -> str | None:
     """Why `blocks` cannot take these arguments, or is not the fastest."""
-    if not torch.cpu._is_avx512_supported():
-        return "the registers of this CPU do not hold a tile"
     layers = list(weight) if own_weight is None else [*weight, own_weight]
     for layer in layers:
         if layer.shape[1] == 0:
             return "there are no channels to sum"
-        if layer.numel() > _MOST_WEIGHTS:
-            return f"{layer.numel()} weights do not stay in the nearest caches"
+        if (wrong := reject_weights(layer.numel())) is not None:
+            return wrong
     if _block_rows(layers) < _LEAST_ROWS:
         return "rows are so wide that a block of them does not stay in the nearest caches"
     for v, r, s, w in zip(x, rowptr, src, weight, strict=True):
@@ -256,7 +239,7 @@ def blocks(
         at += 4 * width * v.shape[1]
     lanes = choose_lanes(min(v.shape[1] for v, *_ in terms)), choose_lanes(outputs)
     read = sum(s.shape[0] * v.shape[1] for v, s in zip(x, src, strict=True))
-    work = read + (len(out) * sum(layer.numel() for layer in layers) >> _OPERATIONS_SHIFT)
+    work = read + (len(out) * sum(layer.numel() for layer in layers) >> OPERATIONS_SHIFT)
     launch(compiled(_blocks, *lanes), count_pieces(work, -(-len(out) // rows)), args)
     return out
 
@@ -269,4 +252,4 @@ def _width(layers: Sequence[Tensor]) -> int:
 def _block_rows(layers: Sequence[Tensor]) -> int:
     """As many rows as there is room for, with one more of sums and a tile more of inputs."""
     width, inputs = _width(layers), max(layer.shape[1] for layer in layers)
-    return min(_MOST_ROWS, (_FLOATS - width - _TILE * inputs) // (width + inputs))
+    return min(_MOST_ROWS, (_FLOATS - width - TILE * inputs) // (width + inputs))

@@ -19,33 +19,19 @@ from gnnfx.kernels.epilogue_numba import CHANNELS, FIRST_FREE, PIECES, ROWS, Epi
 from gnnfx.kernels.float_linear import is_small
 from gnnfx.kernels.memory import empty
 from gnnfx.kernels.threads import address, count_pieces, launch
+from gnnfx.kernels.tiles_numba import OPERATIONS_SHIFT, TILE, multiply_tile, reject_weights
 from gnnfx.kernels.vectors_numba import load_f32, multiply_add, read_f32, splat_f32, take_piece
 
 X, WEIGHT, INPUTS = range(FIRST_FREE, FIRST_FREE + 3)
-_TILE = 6  # rows: with 64 lanes, 24 sums and 4 vectors of the weight fill 32 registers
 _LANES, _LEAST_LANES = 64, 32
-_MOST_WEIGHTS = 2**16
 _LEAST_PRODUCTS = 2**19  # of fewer, a library is done before threads are awake
-_OPERATIONS_SHIFT = 3  # multiply-adds to operations that the thread pool counts
 
 
 @njit(forceinline=True)
 def _tile(a, row, channel, lanes):
     """Six rows of a panel of outputs."""
-    zero = splat_f32(0.0, lanes)
-    y0, y1, y2, y3, y4, y5 = zero, zero, zero, zero, zero, zero
-    step = 4 * a[INPUTS]
-    x, weight = a[X] + step * row, a[WEIGHT] + 4 * channel
-    for _ in range(a[INPUTS]):
-        w = load_f32(weight, lanes)
-        y0 = multiply_add(splat_f32(read_f32(x), lanes), w, y0)
-        y1 = multiply_add(splat_f32(read_f32(x + step), lanes), w, y1)
-        y2 = multiply_add(splat_f32(read_f32(x + 2 * step), lanes), w, y2)
-        y3 = multiply_add(splat_f32(read_f32(x + 3 * step), lanes), w, y3)
-        y4 = multiply_add(splat_f32(read_f32(x + 4 * step), lanes), w, y4)
-        y5 = multiply_add(splat_f32(read_f32(x + 5 * step), lanes), w, y5)
-        x += 4
-        weight += 4 * a[CHANNELS]
+    x, weight = a[X] + 4 * a[INPUTS] * row, a[WEIGHT] + 4 * channel
+    y0, y1, y2, y3, y4, y5 = multiply_tile(x, a[INPUTS], weight, a[CHANNELS], lanes)
     finish(y0, a, row, channel)
     finish(y1, a, row + 1, channel)
     finish(y2, a, row + 2, channel)
@@ -82,12 +68,12 @@ def _linear():
                 return
             row, end = a[ROWS] * piece // a[PIECES], a[ROWS] * (piece + 1) // a[PIECES]
             while row < end:
-                tiled = row + _TILE <= end
+                tiled = row + TILE <= end
                 for channel in range(0, a[CHANNELS] - _LEAST_LANES, _LANES):
                     _panel(a, row, tiled, channel, _LANES)
                 if a[CHANNELS] % _LANES != 0:
                     _panel(a, row, tiled, a[CHANNELS] - _LEAST_LANES, _LEAST_LANES)
-                row += _TILE if tiled else 1
+                row += TILE if tiled else 1
 
     return kernel
 
@@ -109,12 +95,10 @@ def reject_tiles(
     if is_small(x, weight, bias, residual, activation):
         return "the product is done sooner than the kernel is set up"
     outputs = weight.shape[0]
-    if not torch.cpu._is_avx512_supported():
-        return "the registers of this CPU do not hold a tile"
+    if (wrong := reject_weights(weight.numel())) is not None:
+        return wrong
     if outputs % _LEAST_LANES:
         return f"{outputs} outputs are no multiple of {_LEAST_LANES}"
-    if weight.numel() > _MOST_WEIGHTS:
-        return f"{weight.numel()} weights do not stay in the nearest caches"
     if weight.numel() * x.shape[0] < _LEAST_PRODUCTS:
         return "the products are done before threads are awake"
     return None
@@ -133,6 +117,6 @@ def tiles(
     transposed = weight.t().contiguous()  # neighbouring lanes hold neighbouring outputs
     args = Epilogue(None, bias, residual, activation).arguments(out)
     args += [address(x), address(transposed), inputs]
-    work = weight.numel() * rows >> _OPERATIONS_SHIFT
-    launch(compiled(_linear), count_pieces(work, -(-rows // _TILE)), args)
+    work = weight.numel() * rows >> OPERATIONS_SHIFT
+    launch(compiled(_linear), count_pieces(work, -(-rows // TILE)), args)
     return out

@@ -1,0 +1,42 @@
+"""A tile of a float32 product: six rows times a panel of a weight, in registers."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import torch
+from numba import njit
+
+from gnnfx.kernels.vectors_numba import load_f32, multiply_add, read_f32, splat_f32
+
+TILE = 6  # rows: with 64 lanes, 24 sums and 4 vectors of the weight fill 32 registers
+MOST_WEIGHTS = 2**16
+OPERATIONS_SHIFT = 3  # multiply-adds to operations that the thread pool counts
+
+
+def reject_weights(values: int) -> str | None:
+    """Why tiles are not the fastest for a weight of so many values, or None."""
+    if not torch.cpu._is_avx512_supported():
+        return "the registers of this CPU do not hold a tile"
+    if values > MOST_WEIGHTS:
+        return f"{values} weights do not stay in the nearest caches"
+    return None
+
+
+@njit(forceinline=True)
+def multiply_tile(x, inputs, weight, width, lanes):
+    """Six rows of x, one below the other, times a panel of a weight with rows of `width`."""
+    zero, step = splat_f32(0.0, lanes), 4 * inputs
+    y0, y1, y2, y3, y4, y5 = zero, zero, zero, zero, zero, zero
+    for _ in range(inputs):
+        w = load_f32(weight, lanes)
+        y0 = multiply_add(splat_f32(read_f32(x), lanes), w, y0)
+        y1 = multiply_add(splat_f32(read_f32(x + step), lanes), w, y1)
+        y2 = multiply_add(splat_f32(read_f32(x + 2 * step), lanes), w, y2)
+        y3 = multiply_add(splat_f32(read_f32(x + 3 * step), lanes), w, y3)
+        y4 = multiply_add(splat_f32(read_f32(x + 4 * step), lanes), w, y4)
+        y5 = multiply_add(splat_f32(read_f32(x + 5 * step), lanes), w, y5)
+        x += 4
+        weight += 4 * width
+    return y0, y1, y2, y3, y4, y5
