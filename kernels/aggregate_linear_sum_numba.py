@@ -25,7 +25,13 @@ from gnnfx.kernels.csr_numba import source, source_ahead
 from gnnfx.kernels.epilogue_numba import CHANNELS, FIRST_FREE, PIECES, ROWS, Epilogue, finish
 from gnnfx.kernels.memory import empty
 from gnnfx.kernels.threads import address, count_pieces, launch
-from gnnfx.kernels.tiles_numba import OPERATIONS_SHIFT, TILE, multiply_tile, reject_weights
+from gnnfx.kernels.tiles_numba import (
+    LEAST_PANEL,
+    OPERATIONS_SHIFT,
+    TILE,
+    multiply_tile,
+    reject_weights,
+)
 from gnnfx.kernels.vectors_numba import (
     LINE,
     load_f32,
@@ -41,7 +47,6 @@ from gnnfx.kernels.vectors_numba import (
 TERMS, MEAN, WIDTH, BLOCK, BUFFER, FIRST_TERM = range(FIRST_FREE, FIRST_FREE + 6)
 X, ROWPTR, SRC, EDGES, WEIGHT, INPUTS = range(6)
 _PLACES = 6  # of a term
-_LEAST_PANEL = 8  # outputs of a tile: 64, 32, 16 or 8
 _FLOATS = 2**15  # of a block: its sums and the reduced rows of one term
 _LEAST_ROWS, _MOST_ROWS = 4 * TILE, 256
 _SCRATCH, _TARGETS = _FLOATS + LINE // 4, _MOST_ROWS + TILE
@@ -148,8 +153,8 @@ def _blocks(in_lanes, out_lanes):
             begin = a[BLOCK] * (blocks * piece // a[PIECES])
             while begin < stop:
                 end = min(begin + a[BLOCK], a[ROWS])
-                for place in range(0, (end - begin) * a[WIDTH], _LEAST_PANEL):
-                    store(sums + 4 * place, splat_f32(np.float32(0), _LEAST_PANEL))
+                for place in range(0, (end - begin) * a[WIDTH], LEAST_PANEL):
+                    store(sums + 4 * place, splat_f32(np.float32(0), LEAST_PANEL))
                 for number in range(a[TERMS]):
                     term = FIRST_TERM + _PLACES * number
                     used = 0
@@ -246,7 +251,7 @@ def blocks(
 
 def _width(layers: Sequence[Tensor]) -> int:
     """Outputs, rounded up to whole panels."""
-    return -(-layers[0].shape[0] // _LEAST_PANEL) * _LEAST_PANEL
+    return -(-layers[0].shape[0] // LEAST_PANEL) * LEAST_PANEL
 
 
 def _block_rows(layers: Sequence[Tensor]) -> int:

@@ -22,9 +22,9 @@ from gnnfx.kernels.launch import numba_impl
 from gnnfx.kernels.memory import empty
 
 _LARGE, _BLOCK = 2**23, 2**20  # values; smaller results come from memory used before, anyway
-# Multiply-adds that take no longer than a kernel takes to be set up; what else it would do in the
+# Multiply-adds that take no longer than a kernel takes to be set up; a bias or an activation in the
 # same pass is worth some more of them.
-_SMALL, _SMALL_IF_ADDED, _SMALL_IF_PLAIN = 2**19, 2**23, 2**24
+_SMALL, _SMALL_IF_PLAIN = 2**19, 2**23
 
 
 def reference(
@@ -104,13 +104,9 @@ def samples(device: str = "cpu") -> Iterator[tuple[Any, ...]]:
         yield x, weight, rand(outputs), None, "elu"
 
 
-def is_small(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
-) -> bool:
+def is_small(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> bool:
     """Whether the reference takes least."""
-    most = _SMALL
-    if bias is None and activation == "none":
-        most = _SMALL_IF_PLAIN if residual is None else _SMALL_IF_ADDED
+    most = _SMALL_IF_PLAIN if bias is None and activation == "none" else _SMALL
     return x.numel() * weight.shape[0] < most
 
 
@@ -166,7 +162,7 @@ def reject_onednn(
         return "this torch was built without oneDNN"
     if x.dtype != torch.float32:
         return f"x must be float32, got {x.dtype}"
-    if is_small(x, weight, bias, residual, activation):
+    if is_small(x, weight, bias, activation):
         return "the product is done sooner than oneDNN is set up"
     return None
 

@@ -1,8 +1,8 @@
 """CPU code of float32 linear layers: tiles of rows times outputs, in registers.
 
 Bias, residual and activation belong to a tile.  Rows of graphs are many and narrow, so that the
-weight stays in the cache: then this takes less time than a library, which moves a residual to its
-result before it adds to it.
+weight stays in the cache: then this takes less time than a library, most of all with a residual,
+which a library moves to its result before it adds to it.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -19,11 +19,16 @@ from gnnfx.kernels.epilogue_numba import CHANNELS, FIRST_FREE, PIECES, ROWS, Epi
 from gnnfx.kernels.float_linear import is_small
 from gnnfx.kernels.memory import empty
 from gnnfx.kernels.threads import address, count_pieces, launch
-from gnnfx.kernels.tiles_numba import OPERATIONS_SHIFT, TILE, multiply_tile, reject_weights
+from gnnfx.kernels.tiles_numba import (
+    LEAST_PANEL,
+    OPERATIONS_SHIFT,
+    TILE,
+    multiply_tile,
+    reject_weights,
+)
 from gnnfx.kernels.vectors_numba import load_f32, multiply_add, read_f32, splat_f32, take_piece
 
 X, WEIGHT, INPUTS = range(FIRST_FREE, FIRST_FREE + 3)
-_LANES, _LEAST_LANES = 64, 32
 _LEAST_PRODUCTS = 2**19  # of fewer, a library is done before threads are awake
 
 
@@ -60,6 +65,24 @@ def _panel(a, row, tiled, channel, lanes):
         _row(a, row, channel, lanes)
 
 
+@njit(forceinline=True)
+def _rows(a, row, tiled):
+    """All panels of a tile or a row; where the last is too wide, it ends at the last output."""
+    outputs, channel = a[CHANNELS], 0
+    while channel + 64 <= outputs:
+        _panel(a, row, tiled, channel, 64)
+        channel += 64
+    if outputs & 32 != 0:
+        _panel(a, row, tiled, channel, 32)
+        channel += 32
+    if outputs & 16 != 0:
+        _panel(a, row, tiled, channel, 16)
+        channel += 16
+    while channel < outputs:
+        _panel(a, row, tiled, min(channel, outputs - LEAST_PANEL), LEAST_PANEL)
+        channel += LEAST_PANEL
+
+
 def _linear():
     def kernel(a):
         while True:
@@ -69,10 +92,7 @@ def _linear():
             row, end = a[ROWS] * piece // a[PIECES], a[ROWS] * (piece + 1) // a[PIECES]
             while row < end:
                 tiled = row + TILE <= end
-                for channel in range(0, a[CHANNELS] - _LEAST_LANES, _LANES):
-                    _panel(a, row, tiled, channel, _LANES)
-                if a[CHANNELS] % _LANES != 0:
-                    _panel(a, row, tiled, a[CHANNELS] - _LEAST_LANES, _LEAST_LANES)
+                _rows(a, row, tiled)
                 row += TILE if tiled else 1
 
     return kernel
@@ -86,19 +106,17 @@ def reject_tiles(
     activation: str = "none",
 ) -> str | None:
     """Why `tiles` cannot take these arguments of `linear`, or is not the fastest."""
-    if residual is None:
-        return "with nothing to add to it, a library's product takes no longer"
     if x.dtype != torch.float32:
         return f"x must be float32, got {x.dtype}"
-    if not x.is_contiguous() or not residual.is_contiguous():
+    if not all(rows is None or rows.is_contiguous() for rows in (x, residual)):
         return "rows of x and residual must be contiguous"
-    if is_small(x, weight, bias, residual, activation):
+    if is_small(x, weight, bias, activation):
         return "the product is done sooner than the kernel is set up"
     outputs = weight.shape[0]
     if (wrong := reject_weights(weight.numel())) is not None:
         return wrong
-    if outputs % _LEAST_LANES:
-        return f"{outputs} outputs are no multiple of {_LEAST_LANES}"
+    if outputs < LEAST_PANEL:
+        return f"{outputs} outputs are fewer than a tile's {LEAST_PANEL}"
     if weight.numel() * x.shape[0] < _LEAST_PRODUCTS:
         return "the products are done before threads are awake"
     return None

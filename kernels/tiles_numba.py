@@ -11,6 +11,7 @@ from numba import njit
 from gnnfx.kernels.vectors_numba import load_f32, multiply_add, read_f32, splat_f32
 
 TILE = 6  # rows: with 64 lanes, 24 sums and 4 vectors of the weight fill 32 registers
+LEAST_PANEL = 8  # outputs of a tile: 64, 32, 16 or 8
 MOST_WEIGHTS = 2**16
 OPERATIONS_SHIFT = 3  # multiply-adds to operations that the thread pool counts
 
