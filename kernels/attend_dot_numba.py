@@ -38,10 +38,10 @@ from gnnfx.kernels.attention_numba import (
     launch_attention,
     logit_groups,
     mute_tail,
+    prefetch_blocks,
     prefetch_pair,
     read_qparams,
     reject_attention,
-    start_row,
     weigh_chunk,
 )
 from gnnfx.kernels.csr_numba import piece_start, source
@@ -50,7 +50,7 @@ from gnnfx.kernels.vectors_numba import (
     add_lanes,
     add_segments,
     load_f32_like,
-    load_steps,
+    load_floats,
     merge_lanes,
     multiply_add,
     read_f32,
@@ -66,19 +66,21 @@ from gnnfx.kernels.vectors_numba import (
 
 @njit(forceinline=True)
 def _dot_scores(a, scratch, row, first, count, like, segment, lanes):
-    """Logits [count, padded] before scaling: query . (key [+ edge]) of each head."""
+    """Logits [count, padded] before scaling: query . (key [+ edge]) of each head.
+
+    Codes are not shifted by their zero point: it adds as much to all logits of a destination.
+    """
     channels, padded, src, rows, stride = a[HEAD_CHANNELS], a[PADDED], a[SRC], a[KEY], a[KEY_STRIDE]
     width, edges, index = a[HEADS] * channels, a[EDGE], a[EDGE_INDEX]
-    scale, zero_point = read_qparams(a[KEY_SCALE], a[KEY_ZERO_POINT])
+    scale, _ = read_qparams(a[KEY_SCALE], a[KEY_ZERO_POINT])
     for start in range(0, width, lanes):
         start = min(start, width - lanes)
         head = head_of(start, channels)
         query = load_f32_like(a[TARGET] + row * a[TARGET_STRIDE] + 4 * start, like)
         scales = splat_f32_like(scale, query)
         for i in range(count):
-            if start == 0:
-                prefetch_pair(a, first + i)
-            key = load_steps(rows + source(src, first + i) * stride, start, zero_point, like)
+            prefetch_blocks(a, first + i, start, like)
+            key = load_floats(rows + source(src, first + i) * stride, start, like)
             if index != 0:
                 edge = edges + 4 * (source(index, first + i) * width + start)
                 key = multiply_add(key, scales, load_f32_like(edge, like))
@@ -95,7 +97,7 @@ def _dot_scores_by_head(a, scratch, row, first, count, like, lanes):
     channels, padded, src, rows, stride = a[HEAD_CHANNELS], a[PADDED], a[SRC], a[KEY], a[KEY_STRIDE]
     heads, edges, index = a[HEADS], a[EDGE], a[EDGE_INDEX]
     queries = a[TARGET] + row * a[TARGET_STRIDE]
-    scale, zero_point = read_qparams(a[KEY_SCALE], a[KEY_ZERO_POINT])
+    scale, _ = read_qparams(a[KEY_SCALE], a[KEY_ZERO_POINT])
     scales = splat_f32_like(scale, like)
     for i in range(count):
         prefetch_pair(a, first + i)
@@ -107,7 +109,7 @@ def _dot_scores_by_head(a, scratch, row, first, count, like, lanes):
             for channel in range(0, channels, lanes):
                 done = max(channel - (channels - lanes), 0)
                 place = head * channels + channel - done
-                key = load_steps(base, place, zero_point, like)
+                key = load_floats(base, place, like)
                 if edge != 0:
                     key = multiply_add(key, scales, load_f32_like(edge + 4 * place, like))
                 if done > 0:
@@ -145,7 +147,6 @@ def _attend_dot(lanes, segment_lanes, by_head, quantized):
             end = piece_start(rowptr, rows, a[PIECES], piece + 1)
             for row in range(begin, end):
                 first, stop = source(rowptr, row), source(rowptr, row + 1)
-                start_row(a, scratch, flat)
                 for edge in range(first, stop, chunk):
                     count = min(chunk, stop - edge)
                     if by_head:
@@ -154,13 +155,14 @@ def _attend_dot(lanes, segment_lanes, by_head, quantized):
                         _dot_scores(a, scratch, row, edge, count, like, segment, lanes)
                     _scale_logits(a, scratch, count, flat)
                     mute_tail(a, scratch, count, flat)
-                    weigh_chunk(a, scratch, count, flat)
+                    weigh_chunk(a, scratch, count, edge == first, flat)
                     if by_head:
                         add_chunk_by_head(a, scratch, edge, count, edge == first, like, lanes)
                     else:
                         add_chunk(a, scratch, edge, count, edge == first, like, segment, lanes)
                 empty = first == stop
-                invert_sums(a, scratch, flat)
+                if not empty:
+                    invert_sums(a, scratch, flat)
                 if a[MEAN_HEADS] != 0:
                     finish_mean(a, scratch, row, empty, segment, segment_lanes, lanes, by_head)
                 elif by_head:

@@ -37,17 +37,18 @@ from gnnfx.kernels.attention_numba import (
     logit_groups,
     mute_tail,
     reject_attention,
-    start_row,
     weigh_chunk,
 )
 from gnnfx.kernels.csr_numba import piece_start, source
 from gnnfx.kernels.epilogue_numba import PIECES, ROWS
 from gnnfx.kernels.vectors_numba import (
+    join,
     leaky_relu,
     load_f32,
     load_f32_like,
     prefetch,
     read_f32,
+    repeat,
     scratch_floats,
     splat_f32,
     splat_f32_like,
@@ -59,44 +60,77 @@ from gnnfx.kernels.vectors_numba import (
 
 
 @njit(forceinline=True)
-def _repeat_target_scores(a, scratch, row):
+def _repeat_target_scores(a, scratch, row, flat):
     """The destination's score of each head, around every `padded` lanes."""
     heads, padded = a[HEADS], a[PADDED]
-    for head in range(heads):
-        score = read_f32(a[TARGET] + row * a[TARGET_STRIDE] + 4 * head)
-        for place in range(head, max(padded, 16), padded):
-            write_f32(scratch + TARGET_SCORE + 4 * place, score)
+    target = a[TARGET] + row * a[TARGET_STRIDE]
+    if heads == 4:
+        store(scratch + TARGET_SCORE, repeat(load_f32(target, 4), 16))
+    elif heads == 8:
+        store(scratch + TARGET_SCORE, repeat(load_f32(target, 8), 16))
+    elif heads == 1:
+        store(scratch + TARGET_SCORE, splat_f32_like(read_f32(target), flat))
+    else:
+        for head in range(heads):
+            score = read_f32(target + 4 * head)
+            for place in range(head, max(padded, 16), padded):
+                write_f32(scratch + TARGET_SCORE + 4 * place, score)
 
 
 @njit(forceinline=True)
-def _gat_logits(a, scratch, first, count, flat):
-    """leaky_relu(score of the source + score of the destination [+ score of the edge])."""
+def _edge_scores(a, edge, last, lanes):
+    """The score of an edge's source [+ that of the edge]; of the last edge if there is none."""
+    edge = min(edge, last)
+    ahead = source(a[SRC], min(edge + SCORES_AHEAD, a[LAST_EDGE]))
+    prefetch(a[SCORE] + ahead * a[SCORE_STRIDE], 1)
+    scores = load_f32(a[SCORE] + source(a[SRC], edge) * a[SCORE_STRIDE], lanes)
+    if a[EDGE] != 0:
+        scores = scores + load_f32(a[EDGE] + 4 * lanes * edge, lanes)
+    return scores
+
+
+@njit(forceinline=True)
+def _copy_scores(a, scratch, first, count):
+    """Scores of sources [and edges], [count, padded], one after the other."""
     heads, padded, src, edges = a[HEADS], a[PADDED], a[SRC], a[EDGE]
     rows, row_stride = a[SCORE], a[SCORE_STRIDE]
     for i in range(count):
         ahead = source(src, min(first + i + SCORES_AHEAD, a[LAST_EDGE]))
         prefetch(rows + ahead * row_stride, 1)
         place = rows + source(src, first + i) * row_stride
-        out, head = scratch + 4 * i * padded, 0
-        while head + 4 <= heads:
-            scores = load_f32(place + 4 * head, 4)
-            if edges != 0:
-                scores = scores + load_f32(edges + 4 * ((first + i) * heads + head), 4)
-            store(out + 4 * head, scores)
-            head += 4
-        while head < heads:
+        for head in range(heads):
             score = read_f32(place + 4 * head)
             if edges != 0:
                 score += read_f32(edges + 4 * ((first + i) * heads + head))
-            write_f32(out + 4 * head, score)
-            head += 1
+            write_f32(scratch + 4 * (i * padded + head), score)
+
+
+@njit(forceinline=True)
+def _sixteen_scores(a, place, edge, last, flat):
+    """Scores of as many edges as have sixteen, which `_copy_scores` left at `place` if it ran."""
+    if a[HEADS] == 4:
+        left = join(_edge_scores(a, edge, last, 4), _edge_scores(a, edge + 1, last, 4))
+        right = join(_edge_scores(a, edge + 2, last, 4), _edge_scores(a, edge + 3, last, 4))
+        return join(left, right)
+    if a[HEADS] == 8:
+        return join(_edge_scores(a, edge, last, 8), _edge_scores(a, edge + 1, last, 8))
+    return load_f32_like(place, flat)
+
+
+@njit(forceinline=True)
+def _gat_logits(a, scratch, first, count, flat):
+    """leaky_relu(score of the source + score of the destination [+ score of the edge])."""
+    if a[HEADS] != 4 and a[HEADS] != 8:
+        _copy_scores(a, scratch, first, count)
     slope = splat_f32_like(read_f32(a[FACTOR]), flat)
     groups, stride, columns = logit_groups(a, count)
+    last, edges = first + count - 1, 16 // a[PADDED]
     for column in range(columns):
         target = load_f32_like(scratch + TARGET_SCORE + 64 * column, flat)
         for i in range(groups):
             place = scratch + 4 * (16 * column + i * stride)
-            store(place, leaky_relu(load_f32_like(place, flat) + target, slope))
+            scores = _sixteen_scores(a, place, first + i * edges, last, flat)
+            store(place, leaky_relu(scores + target, slope))
 
 
 def _attend_gat(lanes, segment_lanes, by_head, quantized):
@@ -115,19 +149,19 @@ def _attend_gat(lanes, segment_lanes, by_head, quantized):
             end = piece_start(rowptr, rows, a[PIECES], piece + 1)
             for row in range(begin, end):
                 first, stop = source(rowptr, row), source(rowptr, row + 1)
-                start_row(a, scratch, flat)
-                _repeat_target_scores(a, scratch, row)
+                _repeat_target_scores(a, scratch, row, flat)
                 for edge in range(first, stop, chunk):
                     count = min(chunk, stop - edge)
                     _gat_logits(a, scratch, edge, count, flat)
                     mute_tail(a, scratch, count, flat)
-                    weigh_chunk(a, scratch, count, flat)
+                    weigh_chunk(a, scratch, count, edge == first, flat)
                     if by_head:
                         add_chunk_by_head(a, scratch, edge, count, edge == first, like, lanes)
                     else:
                         add_chunk(a, scratch, edge, count, edge == first, like, segment, lanes)
                 empty = first == stop
-                invert_sums(a, scratch, flat)
+                if not empty:
+                    invert_sums(a, scratch, flat)
                 if a[MEAN_HEADS] != 0:
                     finish_mean(a, scratch, row, empty, segment, segment_lanes, lanes, by_head)
                 elif by_head:

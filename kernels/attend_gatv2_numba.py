@@ -36,10 +36,10 @@ from gnnfx.kernels.attention_numba import (
     invert_sums,
     launch_attention,
     mute_tail,
+    prefetch_blocks,
     prefetch_pair,
     read_qparams,
     reject_attention,
-    start_row,
     weigh_chunk,
 )
 from gnnfx.kernels.csr_numba import piece_start, source
@@ -50,7 +50,7 @@ from gnnfx.kernels.vectors_numba import (
     add_segments,
     leaky_relu,
     load_f32_like,
-    load_steps,
+    load_floats,
     merge_lanes,
     multiply_add,
     read_f32,
@@ -74,13 +74,13 @@ def _gatv2_scores(a, scratch, row, first, count, like, segment, lanes):
         start = min(start, width - lanes)
         head = head_of(start, channels)
         target = load_f32_like(a[TARGET] + row * a[TARGET_STRIDE] + 4 * start, like)
+        target = target - splat_f32_like(scale * np.float32(zero_point), target)
         att = load_f32_like(a[ATT] + 4 * start, like)
         scales = splat_f32_like(scale, att)
         slope = splat_f32_like(read_f32(a[FACTOR]), att)
         for i in range(count):
-            if start == 0:
-                prefetch_pair(a, first + i)
-            key = load_steps(rows + source(src, first + i) * stride, start, zero_point, like)
+            prefetch_blocks(a, first + i, start, like)
+            key = load_floats(rows + source(src, first + i) * stride, start, like)
             value = leaky_relu(multiply_add(key, scales, target), slope) * att
             scores = add_segments(value, segment)
             out = scratch + 4 * (i * padded + head)
@@ -96,6 +96,7 @@ def _gatv2_scores_by_head(a, scratch, row, first, count, like, lanes):
     heads, att, targets = a[HEADS], a[ATT], a[TARGET] + row * a[TARGET_STRIDE]
     scale, zero_point = read_qparams(a[KEY_SCALE], a[KEY_ZERO_POINT])
     scales = splat_f32_like(scale, like)
+    offset = splat_f32_like(scale * np.float32(zero_point), like)
     slope = splat_f32_like(read_f32(a[FACTOR]), like)
     for i in range(count):
         prefetch_pair(a, first + i)
@@ -105,8 +106,9 @@ def _gatv2_scores_by_head(a, scratch, row, first, count, like, lanes):
             for channel in range(0, channels, lanes):
                 done = max(channel - (channels - lanes), 0)
                 place = head * channels + channel - done
-                key = load_steps(base, place, zero_point, like)
-                value = multiply_add(key, scales, load_f32_like(targets + 4 * place, like))
+                key = load_floats(base, place, like)
+                target = load_f32_like(targets + 4 * place, like) - offset
+                value = multiply_add(key, scales, target)
                 value = leaky_relu(value, slope) * load_f32_like(att + 4 * place, like)
                 if done > 0:
                     value = merge_lanes(splat_f32_like(np.float32(0), like), value, done)
@@ -130,7 +132,6 @@ def _attend_gatv2(lanes, segment_lanes, by_head, quantized):
             end = piece_start(rowptr, rows, a[PIECES], piece + 1)
             for row in range(begin, end):
                 first, stop = source(rowptr, row), source(rowptr, row + 1)
-                start_row(a, scratch, flat)
                 for edge in range(first, stop, chunk):
                     count = min(chunk, stop - edge)
                     if by_head:
@@ -138,13 +139,14 @@ def _attend_gatv2(lanes, segment_lanes, by_head, quantized):
                     else:
                         _gatv2_scores(a, scratch, row, edge, count, like, segment, lanes)
                     mute_tail(a, scratch, count, flat)
-                    weigh_chunk(a, scratch, count, flat)
+                    weigh_chunk(a, scratch, count, edge == first, flat)
                     if by_head:
                         add_chunk_by_head(a, scratch, edge, count, edge == first, like, lanes)
                     else:
                         add_chunk(a, scratch, edge, count, edge == first, like, segment, lanes)
                 empty = first == stop
-                invert_sums(a, scratch, flat)
+                if not empty:
+                    invert_sums(a, scratch, flat)
                 if a[MEAN_HEADS] != 0:
                     finish_mean(a, scratch, row, empty, segment, segment_lanes, lanes, by_head)
                 elif by_head:

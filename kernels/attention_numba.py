@@ -40,10 +40,11 @@ from gnnfx.kernels.vectors_numba import (
     exp,
     greater,
     load_f32_like,
-    load_steps,
+    load_floats,
     merge_lanes,
     multiply_add,
     prefetch,
+    prefetch_floats,
     read_f32,
     read_i32,
     rotate,
@@ -86,14 +87,6 @@ def logit_groups(a, count):
 
 
 @njit(forceinline=True)
-def start_row(a, scratch, flat):
-    """No edges yet."""
-    for head in range(0, max(a[PADDED], 16), 16):
-        store(scratch + _HIGHEST + 4 * head, splat_f32_like(np.float32(-np.inf), flat))
-        store(scratch + _SUM + 4 * head, splat_f32_like(np.float32(0), flat))
-
-
-@njit(forceinline=True)
 def _prefetch_row(a, rows, stride, edge):
     """Start loading the row that an edge reads, or the last edge if there is no such edge."""
     start = rows + source(a[SRC], min(edge, a[LAST_EDGE])) * stride
@@ -107,6 +100,15 @@ def prefetch_pair(a, edge):
     _prefetch_row(a, a[KEY], a[KEY_STRIDE], edge + a[AHEAD])
     if a[VALUE] != a[KEY]:
         _prefetch_row(a, a[VALUE], a[VALUE_STRIDE], edge)
+
+
+@njit(forceinline=True)
+def prefetch_blocks(a, edge, start, like):
+    """The same for one block of them: requests spread over the work stall it less."""
+    ahead = source(a[SRC], min(edge + a[AHEAD], a[LAST_EDGE]))
+    prefetch_floats(a[KEY] + ahead * a[KEY_STRIDE], start, like)
+    if a[VALUE] != a[KEY]:
+        prefetch_floats(a[VALUE] + source(a[SRC], edge) * a[VALUE_STRIDE], start, like)
 
 
 @njit(forceinline=True)
@@ -157,25 +159,28 @@ def _fold_sum(value, padded):
 
 
 @njit(forceinline=True)
-def weigh_chunk(a, scratch, count, flat):
+def weigh_chunk(a, scratch, count, is_first, flat):
     """Turn logits into exp(logit - maximum so far), and update maximum, sum and rescaling."""
     groups, stride, columns = logit_groups(a, count)
     padded = a[PADDED]
     for column in range(columns):
         place = scratch + 64 * column
-        before = load_f32_like(place + _HIGHEST, flat)
-        highest = before
-        for i in range(groups):
+        highest = load_f32_like(place, flat)
+        for i in range(1, groups):
             highest = greater(highest, load_f32_like(place + 4 * i * stride, flat))
         highest = _fold_greatest(highest, padded)
-        rescale = exp(before - highest)
-        total = load_f32_like(place + _SUM, flat) * rescale
+        total = splat_f32_like(np.float32(0), flat)
+        if not is_first:
+            before = load_f32_like(place + _HIGHEST, flat)
+            highest = greater(before, highest)
+            rescale = exp(before - highest)
+            store(place + _RESCALE, rescale)
+            total = load_f32_like(place + _SUM, flat) * rescale
         for i in range(groups):
             weight = exp(load_f32_like(place + 4 * i * stride, flat) - highest)
             store(place + 4 * i * stride, weight)
             total = total + weight
         store(place + _HIGHEST, highest)
-        store(place + _RESCALE, rescale)
         store(place + _SUM, total)
 
 
@@ -197,15 +202,16 @@ def add_chunk(a, scratch, first, count, is_first, like, segment, lanes):
     )
     width, edges, index = a[HEADS] * channels, a[EDGE], a[EDGE_INDEX]
     alone = a[KEY] == 0
-    scale, zero_point = read_qparams(a[VALUE_SCALE], a[VALUE_ZERO_POINT])
+    scale, _ = read_qparams(a[VALUE_SCALE], a[VALUE_ZERO_POINT])
     for block in range(0, width, lanes):
         start = min(block, width - lanes)
         weights = scratch + 4 * head_of(start, channels)
         total = splat_f32_like(np.float32(0), like)
         for i in range(count):
-            if start == 0 and alone:
-                _prefetch_row(a, rows, stride, first + i + a[AHEAD])
-            value = load_steps(rows + source(src, first + i) * stride, start, zero_point, like)
+            if alone:
+                ahead = source(src, min(first + i + a[AHEAD], a[LAST_EDGE]))
+                prefetch_floats(rows + ahead * stride, start, like)
+            value = load_floats(rows + source(src, first + i) * stride, start, like)
             if index != 0:
                 edge = load_f32_like(edges + 4 * (source(index, first + i) * width + start), like)
                 value = multiply_add(value, splat_f32_like(scale, like), edge)
@@ -226,9 +232,9 @@ def _next_block(a, head, channel, lanes):
 
 
 @njit(forceinline=True)
-def _weighted(base, start, edge, weight, total, scale, zero_point, like):
+def _weighted(base, start, edge, weight, total, scale, like):
     """`total` and one block of one row, weighted."""
-    value = load_steps(base, start, zero_point, like)
+    value = load_floats(base, start, like)
     if edge != 0:
         value = multiply_add(value, splat_f32_like(scale, like), load_f32_like(edge, like))
     return multiply_add(value, splat_f32_like(read_f32(weight), like), total)
@@ -250,7 +256,7 @@ def add_chunk_by_head(a, scratch, first, count, is_first, like, lanes):
     rows, stride, edges, index = a[VALUE], a[VALUE_STRIDE], a[EDGE], a[EDGE_INDEX]
     alone = a[KEY] == 0
     blocks, most = heads * ((channels + lanes - 1) // lanes), channels - lanes
-    scale, zero_point = read_qparams(a[VALUE_SCALE], a[VALUE_ZERO_POINT])
+    scale, _ = read_qparams(a[VALUE_SCALE], a[VALUE_ZERO_POINT])
     zero = splat_f32_like(np.float32(0), like)
     h3, c3 = np.int64(-1), channels
     for block in range(0, blocks, 4):
@@ -269,10 +275,10 @@ def add_chunk_by_head(a, scratch, first, count, is_first, like, lanes):
             if index != 0:
                 edge = edges + 4 * source(index, first + i) * heads * channels
                 e0, e1, e2, e3 = edge + 4 * p0, edge + 4 * p1, edge + 4 * p2, edge + 4 * p3
-            t0 = _weighted(base, p0, e0, w + 4 * h0, t0, scale, zero_point, like)
-            t1 = _weighted(base, p1, e1, w + 4 * h1, t1, scale, zero_point, like)
-            t2 = _weighted(base, p2, e2, w + 4 * h2, t2, scale, zero_point, like)
-            t3 = _weighted(base, p3, e3, w + 4 * h3, t3, scale, zero_point, like)
+            t0 = _weighted(base, p0, e0, w + 4 * h0, t0, scale, like)
+            t1 = _weighted(base, p1, e1, w + 4 * h1, t1, scale, like)
+            t2 = _weighted(base, p2, e2, w + 4 * h2, t2, scale, like)
+            t3 = _weighted(base, p3, e3, w + 4 * h3, t3, scale, like)
         out, rescale = scratch + _ROW + 4 * block * lanes, scratch + _RESCALE
         _store_sum(out, rescale + 4 * h0, t0, is_first, like)
         _store_sum(out + 4 * lanes, rescale + 4 * h1, t1, is_first, like)
@@ -294,15 +300,23 @@ def invert_sums(a, scratch, flat):
 
 
 @njit(forceinline=True)
+def _value_offset(a):
+    """What all values lie too high: sums are of codes, and the weights of a row add up to one."""
+    scale, zero_point = read_qparams(a[VALUE_SCALE], a[VALUE_ZERO_POINT])
+    return -scale * np.float32(zero_point)
+
+
+@njit(forceinline=True)
 def finish_row(a, scratch, row, is_empty, like, segment, lanes):
     """Write the row whose sums are complete."""
     channels, width = a[HEAD_CHANNELS], a[HEADS] * a[HEAD_CHANNELS]
+    offset = splat_f32_like(_value_offset(a), like)
     for block in range(0, width, lanes):
         start = min(block, width - lanes)
         total = splat_f32_like(np.float32(0), like)
         if not is_empty:
             factor = spread(scratch + _SUM + 4 * head_of(start, channels), segment, like)
-            total = load_f32_like(scratch + _ROW + 4 * block, like) * factor
+            total = multiply_add(load_f32_like(scratch + _ROW + 4 * block, like), factor, offset)
         finish(total, a, row, start)
 
 
@@ -310,12 +324,13 @@ def finish_row(a, scratch, row, is_empty, like, segment, lanes):
 def finish_row_by_head(a, scratch, row, is_empty, like, lanes):
     """Write the row whose sums are complete, for blocks within heads."""
     channels, place = a[HEAD_CHANNELS], scratch + _ROW
+    offset = splat_f32_like(_value_offset(a), like)
     for head in range(a[HEADS]):
         factor = splat_f32_like(read_f32(scratch + _SUM + 4 * head), like)
         for channel in range(0, channels, lanes):
             total = splat_f32_like(np.float32(0), like)
             if not is_empty:
-                total = load_f32_like(place, like) * factor
+                total = multiply_add(load_f32_like(place, like), factor, offset)
             finish(total, a, row, head * channels + min(channel, channels - lanes))
             place += 4 * lanes
 
@@ -339,6 +354,8 @@ def finish_mean(a, scratch, row, is_empty, segment, segment_lanes, lanes, by_hea
             factor = splat_f32_like(read_f32(scratch + _SUM + 4 * head), segment)
             total = multiply_add(rows, factor, total)
         total = total / splat_f32_like(np.float32(heads), segment)
+        if not is_empty:
+            total = total + splat_f32_like(_value_offset(a), segment)
         finish(total, a, row, min(channel, channels - segment_lanes))
 
 

@@ -527,22 +527,31 @@ def interleave(typingctx, even, odd):
 
 
 @intrinsic
-def load_steps(typingctx, base, index, zero_point, like):
-    """From entry `index` of a row as floats: float32 values, or int8 codes minus zero_point."""
+def load_floats(typingctx, base, index, like):
+    """From entry `index` of a row as floats: float32 values, or int8 codes."""
     stored, vector = Vector(like.element, like.lanes), Vector("f32", like.lanes)
 
     def codegen(context, builder, sig, args):
         size = _I64(1 if like.element == "i8" else 4)
         place = builder.add(args[0], builder.mul(args[1], size))
         value = builder.load(pointer_to(builder, place, stored.llvm), align=1, typ=stored.llvm)
-        if like.element != "i8":
-            return value
-        codes = builder.sext(value, ir.VectorType(_I32, like.lanes))
-        return builder.sitofp(
-            builder.sub(codes, splat_lanes(builder, args[2], like.lanes)), vector.llvm
-        )
+        return value if like.element == "f32" else builder.sitofp(value, vector.llvm)
 
-    return vector(types.int64, types.int64, types.int32, like), codegen
+    return vector(types.int64, types.int64, like), codegen
+
+
+@intrinsic
+def prefetch_floats(typingctx, base, index, like):
+    """Start loading what `load_floats` reads."""
+    size = 1 if like.element == "i8" else 4
+
+    def codegen(context, builder, sig, args):
+        place = builder.add(args[0], builder.mul(args[1], _I64(size)))
+        for offset in range(0, size * like.lanes, LINE):
+            prefetch_line(builder, builder.add(place, _I64(offset)), 3)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, like), codegen
 
 
 @intrinsic
@@ -557,6 +566,32 @@ def spread(typingctx, address, segment, like):
         return _shuffle(builder, values, [lane // segment.lanes for lane in range(like.lanes)])
 
     return vector(types.int64, segment, like), codegen
+
+
+@intrinsic(prefer_literal=True)
+def repeat(typingctx, value, lanes):
+    """All lanes again and again, so many in all."""
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    vector = Vector(value.element, lanes.literal_value)
+
+    def codegen(context, builder, sig, args):
+        return _shuffle(builder, args[0], [lane % value.lanes for lane in range(vector.lanes)])
+
+    return vector(value, lanes), codegen
+
+
+@intrinsic
+def join(typingctx, left, right):
+    """The lanes of both, one after the other."""
+    vector = Vector(left.element, 2 * left.lanes)
+
+    def codegen(context, builder, sig, args):
+        lanes = [_I32(lane) for lane in range(vector.lanes)]
+        mask = ir.Constant(ir.VectorType(_I32, vector.lanes), lanes)
+        return builder.shuffle_vector(*args, mask)
+
+    return vector(left, right), codegen
 
 
 @intrinsic
