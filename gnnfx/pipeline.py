@@ -27,6 +27,7 @@ from gnnfx.passes.fuse_self_loops import FuseSelfLoops
 from gnnfx.passes.insert_observers import InsertObservers
 from gnnfx.passes.lower_degrees import LowerDegrees
 from gnnfx.passes.lower_linear import LowerLinear
+from gnnfx.passes.merge_attention_scores import MergeAttentionScores
 from gnnfx.passes.observe_as_paper import ObserveAsPaper
 from gnnfx.passes.protect_nodes import ProtectNodes
 from gnnfx.passes.prune import Prune
@@ -93,6 +94,7 @@ def lower_passes() -> list[Pass]:
         FuseEdgeMlp(),
         LowerLinear(),
         FuseEpilogue(),
+        MergeAttentionScores(),
         FuseRelations(),
         SeparateNorm(sources=False),
         LowerDegrees(),

@@ -41,10 +41,12 @@ def _load_heads(x_ptr, rows, live, heads, num_heads, cols, channels, scale_ptr, 
 
 
 @triton.jit
-def _gat_logits(a_src_ptr, a_dst, a_edge_ptr, edges, sources, live, heads, num_heads, slope):
+def _gat_logits(
+    a_src_ptr, src_stride, a_dst, a_edge_ptr, edges, sources, live, heads, num_heads, slope
+):
     """Scores (f32 [E, H]) of edges; -inf for edges of other rows, so that they weigh nothing."""
     mask = live[:, None] & (heads < num_heads)[None, :]
-    places = sources[:, None] * num_heads + heads[None, :]
+    places = sources[:, None] * src_stride + heads[None, :]
     logits = tl.load(a_src_ptr + places, mask=mask, other=0.0) + a_dst
     if a_edge_ptr is not None:
         places = edges[:, None] * num_heads + heads[None, :]
@@ -58,7 +60,9 @@ def _attend_gat(
     scale_ptr,
     zero_point_ptr,
     a_src_ptr,
+    src_stride,
     a_dst_ptr,
+    dst_stride,
     a_edge_ptr,
     rowptr_ptr,
     src_ptr,
@@ -75,14 +79,24 @@ def _attend_gat(
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     cols = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     start, end = load_row_bounds(rowptr_ptr, row)
-    a_dst = tl.load(a_dst_ptr + row * num_heads + heads, mask=heads < num_heads, other=0.0)[None, :]
+    a_dst_ptr += row * dst_stride
+    a_dst = tl.load(a_dst_ptr + heads, mask=heads < num_heads, other=0.0)[None, :]
     highest = tl.full((BLOCK_E, BLOCK_H), -float("inf"), dtype=tl.float32)
     for edge in range(start, end, BLOCK_E):
         edges = edge + tl.arange(0, BLOCK_E)
         live = edges < end
         sources = tl.load(src_ptr + edges, mask=live, other=0).to(tl.int64)
         logits = _gat_logits(
-            a_src_ptr, a_dst, a_edge_ptr, edges, sources, live, heads, num_heads, slope
+            a_src_ptr,
+            src_stride,
+            a_dst,
+            a_edge_ptr,
+            edges,
+            sources,
+            live,
+            heads,
+            num_heads,
+            slope,
         )
         highest = tl.maximum(highest, logits)
     peak = tl.max(highest, axis=0)[None, :]  # [1, BLOCK_H]
@@ -93,7 +107,16 @@ def _attend_gat(
         live = edges < end
         sources = tl.load(src_ptr + edges, mask=live, other=0).to(tl.int64)
         logits = _gat_logits(
-            a_src_ptr, a_dst, a_edge_ptr, edges, sources, live, heads, num_heads, slope
+            a_src_ptr,
+            src_stride,
+            a_dst,
+            a_edge_ptr,
+            edges,
+            sources,
+            live,
+            heads,
+            num_heads,
+            slope,
         )
         weights = tl.exp(logits - peak)
         norm += weights
@@ -277,7 +300,8 @@ def reject_attend_gat(
 ) -> str | None:
     if x.dtype not in (torch.float32, torch.int8):
         return f"x is {x.dtype}; the kernel takes float32 and int8"
-    return reject_strided(x=x, a_src=a_src, a_dst=a_dst, rowptr=rowptr, src=src, a_edge=a_edge)
+    rows = {"a_src": a_src[:1], "a_dst": a_dst[:1]}  # they may lie side by side
+    return reject_strided(x=x, **rows, rowptr=rowptr, src=src, a_edge=a_edge)
 
 
 def attend_gat(
@@ -362,7 +386,9 @@ def _launch_gat(
         scale,
         zero_point,
         a_src,
+        a_src.stride(0),
         a_dst,
+        a_dst.stride(0),
         a_edge,
         rowptr,
         src,

@@ -55,7 +55,9 @@ class DropUnitAxes(Pass):
         rewriter = Rewriter(program, self.name)
         matrices: dict[Instr, Instr] = {}
         for instr in rewriter.program.instrs:
-            if instr.op in _DROPS_AXIS and _drops_middle(instr) and _is_known(instr.arg):
+            if instr.op not in _DROPS_AXIS or not _drops_middle(instr):
+                continue
+            if _is_known(instr.arg) and not _has_heads(instr.arg):
                 rewriter.replace(instr, _matrix(rewriter, instr.arg, matrices))
         return rewriter.finish()
 
@@ -63,6 +65,14 @@ class DropUnitAxes(Pass):
 def _drops_middle(instr: Instr) -> bool:
     wide = instr.arg.shape
     return len(wide) == 3 and wide[1] == 1 and instr.shape == (wide[0], wide[2])
+
+
+def _has_heads(value: Instr) -> bool:
+    """Whether `value` [N, 1, C] is an attention's, which is recognized by its axis of heads."""
+    if value.op != "scatter" or value.arg.op != "aten.mul.Tensor":
+        return False
+    factors = (f for f in value.arg.args.values() if isinstance(f, Instr))
+    return any(f.op in _ADDS_AXIS and f.arg.op == "edge_softmax" for f in factors)
 
 
 def _is_known(value: Instr) -> bool:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
+from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 
+import gnnfx
 from gnnfx.passes.fuse_attention import FuseAttention
 from gnnfx.passes.fuse_epilogue import FuseEpilogue
 from tests.passes.rewriting import body, check_second_run, check_values, edges, rewrite
@@ -207,3 +212,28 @@ program finish(x: f32[N, 2, 4], s: f32[N, 2], rowptr: i32[N + 1], src: i32[E], r
     rowptr, src, _ = torch.ops.gnnfx.compress(*edges(5, 17), 5)
     values = torch.randn(5, 2, 4), torch.randn(5, 2), rowptr, src, torch.randn(5, 8)
     check_values(before, after, *values)
+
+
+@pytest.mark.parametrize("concat", [True, False])
+@pytest.mark.parametrize(
+    ("layer", "op", "edge_dim"),
+    [
+        (GATConv, "attend_gat", None),
+        (GATConv, "attend_gat", 5),
+        (GATv2Conv, "attend_gatv2", None),
+        (TransformerConv, "attend_dot", None),
+        (TransformerConv, "attend_dot", 5),
+    ],
+)
+def test_layers_with_one_head(
+    layer: type[nn.Module], op: str, edge_dim: int | None, concat: bool
+) -> None:
+    torch.manual_seed(0)
+    model: Any = layer(24, 6, heads=1, concat=concat, edge_dim=edge_dim).eval()
+    args = [torch.randn(50, 24), torch.randint(50, (2, 300))]
+    if edge_dim is not None:
+        args.append(torch.randn(300, edge_dim))
+    optimized = gnnfx.optimize(model, "fp32", tuple(args))
+    assert f" {op}(" in optimized.ir()
+    with torch.no_grad():
+        torch.testing.assert_close(optimized(*args), model(*args), rtol=1e-5, atol=1e-5)
