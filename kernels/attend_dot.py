@@ -16,6 +16,7 @@ from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.attention import (
     Samples,
     attention_cost,
+    check_edges,
     check_floats,
     check_rows,
     empty_heads,
@@ -115,13 +116,7 @@ def _check(
     if key.shape != value.shape:
         raise ValueError(f"key is {tuple(key.shape)} but value is {tuple(value.shape)}")
     check_floats("query", query, (rowptr.shape[0] - 1, *key.shape[1:]))
-    if (edge is None) != (edge_index is None):
-        raise ValueError("edge and edge_index must be given together")
-    if edge is not None and edge_index is not None:
-        check_floats("edge", edge, (src.shape[0], *key.shape[1:]))
-        if edge_index.dtype != src.dtype or edge_index.shape != src.shape:
-            got = f"{edge_index.dtype} {tuple(edge_index.shape)}"
-            raise ValueError(f"edge_index must be {src.dtype} {tuple(src.shape)}, got {got}")
+    check_edges(edge, edge_index, src, tuple(key.shape[1:]))
 
 
 def fake(*args: Any, **kwargs: Any) -> Tensor:
@@ -160,18 +155,6 @@ def quantized_cost(*args: Any, **kwargs: Any) -> Cost:
     return attention_cost(gathered, flops, value, rowptr, src, read, *epilogue)
 
 
-def _sample_edges(
-    draw: Samples, number: int, heads: int, channels: int, src: Tensor
-) -> tuple[Any, ...]:
-    """An edge term with its order, or none, and a scale."""
-    scale = (0.3, -1.0)[number % 2] / channels**0.5
-    if number % 3 != 1:
-        return None, None, scale
-    edges = src.shape[0]
-    order = torch.arange(edges - 1, -1, -1, dtype=src.dtype, device=draw.device)
-    return draw.floats(edges, heads, channels), order, scale
-
-
 def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
     draw = Samples(device)
     for number, heads, channels, rows, rowptr, src in draw.graphs():
@@ -183,7 +166,8 @@ def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
             draw.floats(rows, heads, channels),
             rowptr,
             src,
-            *_sample_edges(draw, number, heads, channels, src),
+            *draw.edges(number, heads, channels, src),
+            (0.3, -1.0)[number % 2] / channels**0.5,
             **draw.epilogue(number, heads, channels, num_rows),
         )
 
@@ -201,7 +185,8 @@ def quantized_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
             *sample_qparams(0.03, (0, -7)[number % 2], device),
             rowptr,
             src,
-            *_sample_edges(draw, number, heads, channels, src),
+            *draw.edges(number, heads, channels, src),
+            (0.3, -1.0)[number % 2] / channels**0.5,
             **draw.quantized_epilogue(number, heads, channels, num_rows),
         )
 

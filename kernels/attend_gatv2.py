@@ -1,6 +1,6 @@
 """GATv2's attention: logit[e, h] = sum over c of att[h, c] * leaky_relu(x_src[src[e]] + x_dst[i]).
 
-The rows that are scored are those that are summed.
+The rows that are scored are those that are summed; `edge[edge_index[e]]` is added before the ReLU.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.attention import (
     Samples,
     attention_cost,
+    check_edges,
     check_floats,
     check_rows,
     empty_heads,
@@ -33,6 +34,8 @@ def reference(
     att: Tensor,
     rowptr: Tensor,
     src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -41,18 +44,28 @@ def reference(
 ) -> Tensor:
     """float32 `x_src` [S, H, C], `x_dst` [N, H, C], `att` [H, C]: [N, H * C] or [N, C].
 
+    `edge` [E, H, C] in any order, and where the edges of `src` are in it: `edge_index` [E].
     `bias` [H * C] and `residual` [N, H * C], or [C] and [N, C] of a mean over heads.
     """
-    rows = _weighted(x_src, x_dst, att, rowptr, src, negative_slope)
+    rows = _weighted(x_src, x_dst, att, rowptr, src, edge, edge_index, negative_slope)
     return finish_heads(rows, mean_heads, bias, residual, activation)
 
 
 def _weighted(
-    x_src: Tensor, x_dst: Tensor, att: Tensor, rowptr: Tensor, src: Tensor, negative_slope: float
+    x_src: Tensor,
+    x_dst: Tensor,
+    att: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    edge: Tensor | None,
+    edge_index: Tensor | None,
+    negative_slope: float,
 ) -> Tensor:
     rows = row_of_edge(rowptr, src.shape[0])
-    pairs = leaky_relu(x_src.index_select(0, src) + x_dst.index_select(0, rows), negative_slope)
-    return weigh(x_src, (att * pairs).sum(-1), rowptr, src)
+    pairs = x_src.index_select(0, src) + x_dst.index_select(0, rows)
+    if edge is not None and edge_index is not None:
+        pairs = pairs + edge.index_select(0, edge_index)
+    return weigh(x_src, (att * leaky_relu(pairs, negative_slope)).sum(-1), rowptr, src)
 
 
 def quantized_reference(
@@ -65,6 +78,8 @@ def quantized_reference(
     att: Tensor,
     rowptr: Tensor,
     src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -78,51 +93,63 @@ def quantized_reference(
     channels = x_src.shape[-1]
     source = dequantize_reference(x_src, scale_src, zero_point_src, channels)
     target = dequantize_reference(x_dst, scale_dst, zero_point_dst, channels)
-    rows = _weighted(source, target, att, rowptr, src, negative_slope)
+    rows = _weighted(source, target, att, rowptr, src, edge, edge_index, negative_slope)
     qparams = out_scale, out_zero_point, out_bits
     return finish_heads(rows, mean_heads, bias, residual, activation, *qparams)
 
 
-def _check(x_src: Tensor, x_dst: Tensor, att: Tensor, rowptr: Tensor, src: Tensor) -> None:
+def _check(
+    x_src: Tensor,
+    x_dst: Tensor,
+    att: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    edge: Tensor | None,
+    edge_index: Tensor | None,
+) -> None:
     check_csr(rowptr, src)
     check_floats("att", att, tuple(x_src.shape[1:]))
+    check_edges(edge, edge_index, src, tuple(x_src.shape[1:]))
     want = (rowptr.shape[0] - 1, *x_src.shape[1:])
     if tuple(x_dst.shape) != want:
         raise ValueError(f"x_dst must be {want}, got {tuple(x_dst.shape)}")
 
 
 def fake(*args: Any, **kwargs: Any) -> Tensor:
-    x_src, x_dst, att, rowptr, src, _, *epilogue = arguments(reference, *args, **kwargs)
+    given = arguments(reference, *args, **kwargs)
+    x_src, x_dst, att, rowptr, src, edge, edge_index, _, *epilogue = given
     check_rows("x_src", x_src, torch.float32)
     check_rows("x_dst", x_dst, torch.float32)
-    _check(x_src, x_dst, att, rowptr, src)
+    _check(x_src, x_dst, att, rowptr, src, edge, edge_index)
     return empty_heads(x_src, rowptr.shape[0] - 1, *epilogue)
 
 
 def quantized_fake(*args: Any, **kwargs: Any) -> Tensor:
     given = arguments(quantized_reference, *args, **kwargs)
-    x_src, _, _, x_dst, _, _, att, rowptr, src, _, *epilogue = given
+    x_src, _, _, x_dst, _, _, att, rowptr, src, edge, edge_index, _, *epilogue = given
     check_rows("x_src", x_src, torch.int8)
     check_rows("x_dst", x_dst, torch.int8)
-    _check(x_src, x_dst, att, rowptr, src)
+    _check(x_src, x_dst, att, rowptr, src, edge, edge_index)
     return empty_heads(x_src, rowptr.shape[0] - 1, *epilogue)
 
 
 def cost(*args: Any, **kwargs: Any) -> Cost:
     """Each edge reads a row of x_src once: about six operations a head and six a channel."""
-    x_src, x_dst, att, rowptr, src, _, *epilogue = arguments(reference, *args, **kwargs)
+    given = arguments(reference, *args, **kwargs)
+    x_src, x_dst, att, rowptr, src, edge, edge_index, _, *epilogue = given
     heads, channels = x_src.shape[1:]
     gathered, flops = heads * channels * x_src.element_size(), heads * (6 + 6 * channels)
-    return attention_cost(gathered, flops, x_src, rowptr, src, (x_dst, att), *epilogue)
+    read = x_dst, att, edge, edge_index
+    return attention_cost(gathered, flops, x_src, rowptr, src, read, *epilogue)
 
 
 def quantized_cost(*args: Any, **kwargs: Any) -> Cost:
     """As `attend_gatv2`, with rows of one byte a channel."""
     given = arguments(quantized_reference, *args, **kwargs)
-    x_src, s, z, x_dst, scale_dst, zero_point_dst, att, rowptr, src, _, *epilogue = given
+    x_src, s, z, x_dst, scale, zero_point, att, rowptr, src, edge, edge_index, _, *epilogue = given
     heads, channels = x_src.shape[1:]
     gathered, flops = heads * channels * x_src.element_size(), heads * (6 + 6 * channels)
-    read = x_dst, att, s, z, scale_dst, zero_point_dst
+    read = x_dst, att, s, z, scale, zero_point, edge, edge_index
     return attention_cost(gathered, flops, x_src, rowptr, src, read, *epilogue)
 
 
@@ -137,6 +164,7 @@ def samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
             draw.floats(heads, channels) * (0.1, 0.5)[number % 2],
             rowptr,
             src,
+            *draw.edges(number, heads, channels, src),
             0.2 if number % 4 else 0.01,
             **draw.epilogue(number, heads, channels, num_rows),
         )
@@ -155,6 +183,7 @@ def quantized_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
             draw.floats(heads, channels) * (0.1, 0.5)[number % 2],
             rowptr,
             src,
+            *draw.edges(number, heads, channels, src),
             0.2 if number % 4 else 0.01,
             **draw.quantized_epilogue(number, heads, channels, num_rows),
         )

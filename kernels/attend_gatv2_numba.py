@@ -16,6 +16,8 @@ from gnnfx.kernels.attention_numba import (
     HEAD_CHANNELS,
     HEADS,
     KEY,
+    KEY_EDGE,
+    KEY_EDGE_INDEX,
     KEY_SCALE,
     KEY_STRIDE,
     KEY_ZERO_POINT,
@@ -66,9 +68,9 @@ from gnnfx.kernels.vectors_numba import (
 
 @njit(forceinline=True)
 def _gatv2_scores(a, scratch, row, first, count, like, segment, lanes):
-    """Logits [count, padded]: att . leaky_relu(source + destination) of each head."""
+    """Logits [count, padded]: att . leaky_relu(source + destination [+ edge]) of each head."""
     channels, padded, src, rows, stride = a[HEAD_CHANNELS], a[PADDED], a[SRC], a[KEY], a[KEY_STRIDE]
-    width = a[HEADS] * channels
+    width, edges, index = a[HEADS] * channels, a[KEY_EDGE], a[KEY_EDGE_INDEX]
     scale, zero_point = read_qparams(a[KEY_SCALE], a[KEY_ZERO_POINT])
     for start in range(0, width, lanes):
         start = min(start, width - lanes)
@@ -81,7 +83,11 @@ def _gatv2_scores(a, scratch, row, first, count, like, segment, lanes):
         for i in range(count):
             prefetch_blocks(a, first + i, start, like)
             key = load_floats(rows + source(src, first + i) * stride, start, like)
-            value = leaky_relu(multiply_add(key, scales, target), slope) * att
+            value = multiply_add(key, scales, target)
+            if edges != 0:
+                place = source(index, first + i) * width + start
+                value = value + load_f32_like(edges + 4 * place, value)
+            value = leaky_relu(value, slope) * att
             scores = add_segments(value, segment)
             out = scratch + 4 * (i * padded + head)
             if start % channels != 0:
@@ -94,6 +100,7 @@ def _gatv2_scores_by_head(a, scratch, row, first, count, like, lanes):
     """The same, for heads of any number of channels."""
     channels, padded, src, rows, stride = a[HEAD_CHANNELS], a[PADDED], a[SRC], a[KEY], a[KEY_STRIDE]
     heads, att, targets = a[HEADS], a[ATT], a[TARGET] + row * a[TARGET_STRIDE]
+    edges, index, edge = a[KEY_EDGE], a[KEY_EDGE_INDEX], np.int64(0)
     scale, zero_point = read_qparams(a[KEY_SCALE], a[KEY_ZERO_POINT])
     scales = splat_f32_like(scale, like)
     offset = splat_f32_like(scale * np.float32(zero_point), like)
@@ -101,6 +108,8 @@ def _gatv2_scores_by_head(a, scratch, row, first, count, like, lanes):
     for i in range(count):
         prefetch_pair(a, first + i)
         base = rows + source(src, first + i) * stride
+        if edges != 0:
+            edge = edges + 4 * source(index, first + i) * heads * channels
         for head in range(heads):
             total = splat_f32_like(np.float32(0), like)
             for channel in range(0, channels, lanes):
@@ -109,6 +118,8 @@ def _gatv2_scores_by_head(a, scratch, row, first, count, like, lanes):
                 key = load_floats(base, place, like)
                 target = load_f32_like(targets + 4 * place, like) - offset
                 value = multiply_add(key, scales, target)
+                if edges != 0:
+                    value = value + load_f32_like(edge + 4 * place, like)
                 value = leaky_relu(value, slope) * load_f32_like(att + 4 * place, like)
                 if done > 0:
                     value = merge_lanes(splat_f32_like(np.float32(0), like), value, done)
@@ -163,6 +174,8 @@ def reject_attend_gatv2(
     att: Tensor,
     rowptr: Tensor,
     src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -170,7 +183,8 @@ def reject_attend_gatv2(
     activation: str = "none",
 ) -> str | None:
     rows = {"x_src": x_src, "x_dst": x_dst}
-    others = {"att": att, "bias": bias, "residual": residual}
+    others = {"att": att, "edge": edge, "edge_index": edge_index}
+    others |= {"bias": bias, "residual": residual}
     return reject_attention(x_src, rowptr, src, rows, others)
 
 
@@ -180,6 +194,8 @@ def attend_gatv2(
     att: Tensor,
     rowptr: Tensor,
     src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -201,6 +217,8 @@ def attend_gatv2(
         residual,
         activation,
         att=att,
+        key_edge=edge,
+        key_edge_index=edge_index,
     )
 
 
@@ -214,6 +232,8 @@ def reject_quantized_attend_gatv2(
     att: Tensor,
     rowptr: Tensor,
     src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -224,7 +244,8 @@ def reject_quantized_attend_gatv2(
     out_bits: int = 8,
 ) -> str | None:
     rows = {"x_src": x_src, "x_dst": x_dst}
-    others = {"att": att, "bias": bias, "residual": residual}
+    others = {"att": att, "edge": edge, "edge_index": edge_index}
+    others |= {"bias": bias, "residual": residual}
     return reject_attention(x_src, rowptr, src, rows, others)
 
 
@@ -238,6 +259,8 @@ def quantized_attend_gatv2(
     att: Tensor,
     rowptr: Tensor,
     src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -265,4 +288,6 @@ def quantized_attend_gatv2(
         out_zero_point,
         out_bits,
         att=att,
+        key_edge=edge,
+        key_edge_index=edge_index,
     )

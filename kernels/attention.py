@@ -108,6 +108,20 @@ def attention_cost(
     return Cost(edges * flops, moved, edges * gathered)
 
 
+def check_edges(
+    edge: Tensor | None, edge_index: Tensor | None, src: Tensor, heads: tuple[int, ...]
+) -> None:
+    """Raise ValueError unless `edge` [E, H, C] and its order are given, or neither."""
+    if (edge is None) != (edge_index is None):
+        raise ValueError("edge and edge_index must be given together")
+    if edge is None or edge_index is None:
+        return
+    check_floats("edge", edge, (src.shape[0], *heads))
+    if edge_index.dtype != src.dtype or edge_index.shape != src.shape:
+        got = f"{edge_index.dtype} {tuple(edge_index.shape)}"
+        raise ValueError(f"edge_index must be {src.dtype} {tuple(src.shape)}, got {got}")
+
+
 # Few shapes, as each block of channels is a kernel of its own: heads that fill registers together,
 # with blocks that overlap, that fill more than one; heads of their own; more heads than lanes.
 _SHAPES = [(8, 8), (3, 7), (12, 8), (1, 40), (2, 256), (1, 1), (4, 40), (18, 4), (5, 6)]
@@ -132,6 +146,16 @@ class Samples:
         graphs = [*sample_graphs(self.device), sample_large_graph(self.device)]
         for number, (heads, channels) in enumerate(_SHAPES * 2):
             yield number, heads, channels, *graphs[(number + number // 9) % len(graphs)]
+
+    def edges(
+        self, number: int, heads: int, channels: int, src: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """An edge term with its order, or none."""
+        if number % 3 != 1:
+            return None, None
+        edges = src.shape[0]
+        order = torch.arange(edges - 1, -1, -1, dtype=src.dtype, device=self.device)
+        return self.floats(edges, heads, channels), order
 
     def epilogue(self, number: int, heads: int, channels: int, num_rows: int) -> dict[str, Any]:
         """Keyword arguments that finish the rows of a float op."""

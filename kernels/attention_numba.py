@@ -54,13 +54,15 @@ from gnnfx.kernels.vectors_numba import (
 )
 
 # VALUE are the rows that are summed, KEY those that are scored (0 for GAT, which has SCORE);
-# TARGET are the destination's rows: scores, features or queries.  Strides are in bytes.
+# TARGET are the destination's rows: scores, features or queries.  Strides are in bytes.  EDGE is
+# added to values and keys (or to GAT's scores, in the order of SRC), KEY_EDGE to keys alone.
 HEADS, PADDED, HEAD_CHANNELS, MEAN_HEADS, ROWPTR, SRC = range(FIRST_FREE, FIRST_FREE + 6)
 VALUE, VALUE_STRIDE, VALUE_SCALE, VALUE_ZERO_POINT = range(FIRST_FREE + 6, FIRST_FREE + 10)
 KEY, KEY_STRIDE, KEY_SCALE, KEY_ZERO_POINT = range(FIRST_FREE + 10, FIRST_FREE + 14)
 TARGET, TARGET_STRIDE, FACTOR = range(FIRST_FREE + 14, FIRST_FREE + 17)
 SCORE, SCORE_STRIDE, ATT, EDGE, EDGE_INDEX = range(FIRST_FREE + 17, FIRST_FREE + 22)
-ROW_BYTES, LAST_EDGE, AHEAD = range(FIRST_FREE + 22, FIRST_FREE + 25)
+KEY_EDGE, KEY_EDGE_INDEX = range(FIRST_FREE + 22, FIRST_FREE + 24)
+ROW_BYTES, LAST_EDGE, AHEAD = range(FIRST_FREE + 24, FIRST_FREE + 27)
 
 FLOATS = None, None  # rows that are not codes have neither scale nor zero point
 
@@ -419,6 +421,8 @@ def launch_attention(
     att: Tensor | None = None,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    key_edge: Tensor | None = None,
+    key_edge_index: Tensor | None = None,
 ) -> Tensor:
     num_rows, (heads, channels) = rowptr.shape[0] - 1, value.shape[1:]
     width = channels if mean_heads else heads * channels
@@ -450,6 +454,7 @@ def launch_attention(
         *(address(key), _row_stride(key), *map(address, key_qparams)),
         *(address(target), _row_stride(target), address(factors)),
         *(address(score), _row_stride(score), address(att), address(edge), address(edge_index)),
+        *(address(key_edge), address(key_edge_index)),
         *(row_bytes, src.shape[0] - 1, max(1, min(16, _BYTES_AHEAD // row_bytes))),
     ]
     launch(kernel, count_pieces((src.shape[0] + num_rows) * heads * channels, num_rows), args)

@@ -137,6 +137,8 @@ def _attend_gatv2(
     scale_dst_ptr,
     zero_point_dst_ptr,
     att_ptr,
+    edge_ptr,
+    edge_index_ptr,
     rowptr_ptr,
     src_ptr,
     out_ptr,
@@ -147,7 +149,7 @@ def _attend_gatv2(
     BLOCK_H: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """y (f32 [N, H, C]) = sum over edges of softmax(att . leaky_relu(x_src + x_dst)) * x_src."""
+    """y (f32 [N, H, C]) = sum of softmax(att . leaky_relu(x_src + x_dst [+ edge])) * x_src."""
     row = tl.program_id(0).to(tl.int64)
     rows = row + tl.zeros((1,), dtype=tl.int64)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
@@ -185,7 +187,13 @@ def _attend_gatv2(
             scale_src_ptr,
             zero_point_src_ptr,
         )
-        logits = tl.sum(att * _leaky_relu(x + x_dst, slope), axis=2)  # [BLOCK_E, BLOCK_H]
+        pairs = x + x_dst
+        if edge_ptr is not None:
+            places = tl.load(edge_index_ptr + edges, mask=live, other=0).to(tl.int64)
+            pairs += _load_heads(
+                edge_ptr, places, live, heads, num_heads, cols, channels, None, None
+            )
+        logits = tl.sum(att * _leaky_relu(pairs, slope), axis=2)  # [BLOCK_E, BLOCK_H]
         logits = tl.where(live[:, None], logits, -float("inf"))
         higher = tl.maximum(peak, tl.max(logits, axis=0)[None, :])
         # The first step scales sums of 0 by exp(-inf) = 0; `higher` is finite from there on.
@@ -408,6 +416,8 @@ def reject_attend_gatv2(
     att: Tensor,
     rowptr: Tensor,
     src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -418,7 +428,8 @@ def reject_attend_gatv2(
         return f"x_src is {x_src.dtype}; the kernel takes float32 and int8"
     if x_src.shape[2] > _WIDEST:
         return f"a head has {x_src.shape[2]} channels; the kernel takes {_WIDEST}"
-    return reject_strided(x_src=x_src, x_dst=x_dst, att=att, rowptr=rowptr, src=src)
+    rows = {"x_src": x_src, "x_dst": x_dst, "att": att, "edge": edge, "edge_index": edge_index}
+    return reject_strided(**rows, rowptr=rowptr, src=src)
 
 
 def attend_gatv2(
@@ -427,6 +438,8 @@ def attend_gatv2(
     att: Tensor,
     rowptr: Tensor,
     src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -434,7 +447,8 @@ def attend_gatv2(
     activation: str = "none",
 ) -> Tensor:
     qparams = (None, None)
-    rows = _launch_gatv2(x_src, qparams, x_dst, qparams, att, rowptr, src, negative_slope)
+    edges = edge, edge_index
+    rows = _launch_gatv2(x_src, qparams, x_dst, qparams, att, rowptr, src, edges, negative_slope)
     return finish_heads(rows, mean_heads, bias, residual, activation)
 
 
@@ -448,6 +462,8 @@ def reject_quantized_attend_gatv2(
     att: Tensor,
     rowptr: Tensor,
     src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -457,7 +473,7 @@ def reject_quantized_attend_gatv2(
     out_zero_point: Tensor | None = None,
     out_bits: int = 8,
 ) -> str | None:
-    return reject_attend_gatv2(x_src, x_dst, att, rowptr, src, negative_slope)
+    return reject_attend_gatv2(x_src, x_dst, att, rowptr, src, edge, edge_index)
 
 
 def quantized_attend_gatv2(
@@ -470,6 +486,8 @@ def quantized_attend_gatv2(
     att: Tensor,
     rowptr: Tensor,
     src: Tensor,
+    edge: Tensor | None = None,
+    edge_index: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -480,7 +498,8 @@ def quantized_attend_gatv2(
     out_bits: int = 8,
 ) -> Tensor:
     left, right = (scale_src, zero_point_src), (scale_dst, zero_point_dst)
-    rows = _launch_gatv2(x_src, left, x_dst, right, att, rowptr, src, negative_slope)
+    edges = edge, edge_index
+    rows = _launch_gatv2(x_src, left, x_dst, right, att, rowptr, src, edges, negative_slope)
     qparams = out_scale, out_zero_point, out_bits
     return finish_heads(rows, mean_heads, bias, residual, activation, *qparams)
 
@@ -493,6 +512,7 @@ def _launch_gatv2(
     att: Tensor,
     rowptr: Tensor,
     src: Tensor,
+    edges: tuple[Tensor | None, Tensor | None],
     negative_slope: float,
 ) -> Tensor:
     rows, heads, channels = rowptr.shape[0] - 1, x_src.shape[1], x_src.shape[2]
@@ -504,6 +524,7 @@ def _launch_gatv2(
         x_dst,
         *dst_qparams,
         att,
+        *edges,
         rowptr,
         src,
         out,

@@ -1,7 +1,7 @@
 """What the logits of an attention are made of: GAT's, GATv2's and dot-product scores.
 
     GAT      leaky_relu(gather(a_src, src) + gather(a_dst, dst) [+ a_edge])
-    GATv2    sum(att * leaky_relu(gather(x, src) + gather(x_dst, dst)), last dim)
+    GATv2    sum(att * leaky_relu(gather(x, src) + gather(x_dst, dst) [+ edge]), last dim)
     dot      sum(gather(query, dst) * (gather(key, src) [+ edge]), last dim) times a number
 
 Read by `fuse_attention` from edges in the order of their destinations, and for values with an edge
@@ -125,17 +125,28 @@ def _gat(frame: Frame) -> Scores | str:
 def _gatv2(frame: Frame, hidden: Instr, att: Instr) -> Scores | str:
     if hidden.op != "aten.leaky_relu.default" or len(frame.logits.shape) != 2:
         return "the score is not a dot product of a leaky ReLU with a parameter for each head"
-    x_dst, terms = None, _terms(hidden.arg)
+    x_dst, edge, terms = None, None, _terms(hidden.arg)
     for term in terms:
         if frame.source(term) == frame.value:
             continue
-        if (found := frame.target(term)) is None or x_dst is not None:
-            return "the score has other terms than x_src[src] + x_dst[dst]"
-        x_dst = found
-    if x_dst is None or len(terms) != 2:
-        return "the score has other terms than x_src[src] + x_dst[dst]"
+        if x_dst is None and (found := frame.target(term)) is not None:
+            x_dst = found
+        elif edge is None and _is_of_edges(term, frame):
+            edge = term
+        else:
+            return "the score has other terms than x_src[src] + x_dst[dst] + edge"
+    if x_dst is None or len(terms) != (2 if edge is None else 3):
+        return "the score has other terms than x_src[src] + x_dst[dst] + edge"
+    listed = (None, None) if edge is None else (edge.arg, edge.args["index"])
     slope = hidden.args["negative_slope"]
-    return "attend_gatv2", (frame.value, x_dst, att, frame.rowptr, frame.src, slope)
+    return "attend_gatv2", (frame.value, x_dst, att, frame.rowptr, frame.src, *listed, slope)
+
+
+def _is_of_edges(term: Instr, frame: Frame) -> bool:
+    """Whether `term` has a row for each edge, gathered in the order of destinations."""
+    if term.op != "gather" or term.args["index"].dtype != frame.src.dtype:
+        return False
+    return bool(term.arg.shape == (frame.src.shape[0], *frame.value.shape[1:]))
 
 
 def _dot(frame: Frame, left: Instr, right: Instr, scale: float) -> Scores | str:

@@ -9,8 +9,8 @@
   becomes
     z: f32[N, 32] = attend_gat(x, a_src, a_dst, rowptr, src, None, 0.2)
 
-and, where the score is att . leaky_relu(x_src[src] + x_dst[dst]), attend_gatv2; where it is
-query[dst] . key[src] (see `attention_scores`), attend_dot.  A mean over heads is part of the op.
+and, where the score is att . leaky_relu(x_src[src] + x_dst[dst] [+ edge]), attend_gatv2; where it
+is query[dst] . key[src] (see `attention_scores`), attend_dot.  A mean over heads is part of the op.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gnnfx.pass_manager import Numerics, Pass, PassContext
 from gnnfx.passes.attention_scores import Frame, Scores, match_scores, unsorted_frame
 
 # Places of the arguments that have an axis of heads.
-_HEADED = {"attend_gat": (0, 1, 2), "attend_gatv2": (0, 1, 2), "attend_dot": (0, 1, 2, 5)}
+_HEADED = {"attend_gat": (0, 1, 2), "attend_gatv2": (0, 1, 2, 5), "attend_dot": (0, 1, 2, 5)}
 
 
 class FuseAttention(Pass):

@@ -103,7 +103,7 @@ def test_scores_of_attention_are_made_of_the_codes_that_are_summed(policy: str |
     assert "aten.sum" not in text
     assert "aten.linear" not in text
     assert "= linear(" not in text
-    assert "param('convs.0.att_src.spread.codes')" in text
+    assert "param('convs.0.att_src.spread.codes.merged')" in text
     with torch.no_grad():
         want, got = module.eval()(*graph(70, 300)), integers(*graph(70, 300))
     assert float((got - want).abs().gt(1e-4 * want.abs().max()).float().mean()) < 0.02

@@ -57,3 +57,28 @@ def test_zero_points_of_keys_and_values(heads: int, channels: int, zero_point: i
     others = (rows.float() - zero_point) * 0.02
     wanted = attend_gatv2.reference(values, others, att, rowptr, src)
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("heads", "channels"), [(4, 16), (3, 7), (8, 64)])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_gatv2_adds_what_edges_have(heads: int, channels: int, quantized: bool) -> None:
+    draw = torch.Generator().manual_seed(heads)
+    rowptr, src = _graph(draw)
+    order = torch.randperm(len(src), generator=draw).int()
+    edge = torch.randn(len(src), heads, channels, generator=draw)
+    att = torch.randn(heads, channels, generator=draw) / channels**0.5
+    codes = [
+        torch.randint(-128, 128, (rows, heads, channels), generator=draw).to(torch.int8)
+        for rows in (_SOURCES, len(_DEGREES))
+    ]
+    x_src, x_dst = ((c.float() - 5) * 0.02 for c in codes)
+    wanted = attend_gatv2.reference(x_src, x_dst, att, rowptr, src, edge, order)
+    shared = att, rowptr, src, edge, order
+    if quantized:
+        qparams = torch.tensor(0.02), torch.tensor(5, dtype=torch.int32)
+        got = attend_gatv2.QUANTIZED_ATTEND_GATV2.run(
+            codes[0], *qparams, codes[1], *qparams, *shared
+        )
+    else:
+        got = attend_gatv2.ATTEND_GATV2.run(x_src, x_dst, *shared)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)

@@ -221,6 +221,7 @@ program finish(x: f32[N, 2, 4], s: f32[N, 2], rowptr: i32[N + 1], src: i32[E], r
         (GATConv, "attend_gat", None),
         (GATConv, "attend_gat", 5),
         (GATv2Conv, "attend_gatv2", None),
+        (GATv2Conv, "attend_gatv2", 5),
         (TransformerConv, "attend_dot", None),
         (TransformerConv, "attend_dot", 5),
     ],
