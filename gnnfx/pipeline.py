@@ -16,7 +16,9 @@ from gnnfx.passes.fold_quantization import FoldQuantization
 from gnnfx.passes.fuse_aggregate import FuseAggregate
 from gnnfx.passes.fuse_attention import FuseAttention
 from gnnfx.passes.fuse_edge_mlp import FuseEdgeMlp
+from gnnfx.passes.fuse_edge_network import FuseEdgeNetwork
 from gnnfx.passes.fuse_epilogue import FuseEpilogue
+from gnnfx.passes.fuse_gated_messages import FuseGatedMessages
 from gnnfx.passes.fuse_linear_sum import FuseLinearSum
 from gnnfx.passes.fuse_messages import FuseMessages
 from gnnfx.passes.fuse_quantize import FuseQuantize
@@ -72,6 +74,8 @@ def float_passes(policy: Policy) -> list[Pass]:
         DistributeLinear(),
         EliminateCommonSubexpressions(),
         FuseReductions(),
+        FuseGatedMessages(),
+        FuseEdgeNetwork(),
         FuseMessages(),
         FoldConstants(),
         RaiseLinear(),

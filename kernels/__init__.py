@@ -9,6 +9,7 @@ if __name__ != "gnnfx.kernels":
 from gnnfx.kernels import (
     aggregate,
     aggregate_edge_mlp,
+    aggregate_edge_network,
     aggregate_gradient,
     aggregate_linear,
     aggregate_linear_sum,
@@ -43,6 +44,7 @@ from gnnfx.kernels import (
 __all__ = [
     "aggregate",
     "aggregate_edge_mlp",
+    "aggregate_edge_network",
     "aggregate_gradient",
     "aggregate_linear",
     "aggregate_linear_sum",

@@ -19,6 +19,8 @@ from torch.nn import functional
 from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.aggregate import reduce_rows
 from gnnfx.kernels.aggregate_messages import (
+    GATED_ACTIVATIONS,
+    PLAIN_ACTIVATIONS,
     check_messages,
     messages_cost,
     messages_of,
@@ -86,13 +88,26 @@ def aggregate_edge_mlp_fake(
     if weight.dim() != 2 or x.dim() != 2 or weight.shape[1] != x.shape[1]:
         got = f"{tuple(weight.shape)} and {tuple(x.shape)}"
         raise ValueError(f"weight must be [O, C] and x [S, C], got {got}")
-    check_messages(
-        *(x.shape[1], rowptr, src, perm, x_dst, edge, None, None),
-        *(message_activation, reduce),
-    )
+    _check_hidden(x, rowptr, src, perm, x_dst, edge, message_activation, reduce)
     num_rows, outputs = rowptr.shape[0] - 1, weight.shape[0]
     check_epilogue(num_rows, outputs, None, bias, residual, activation)
     return x.new_empty((num_rows, outputs), dtype=torch.float32)
+
+
+def _check_hidden(
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    perm: Tensor,
+    x_dst: Tensor | None,
+    edge: Tensor | None,
+    activation: str,
+    reduce: str,
+) -> None:
+    parts = (rowptr, src, perm, x_dst, edge, None, None)
+    check_messages(x.shape[1], *parts, activation, reduce)
+    if activation in GATED_ACTIVATIONS:
+        raise ValueError(f"message_activation must be one of {PLAIN_ACTIVATIONS}, not gated")
 
 
 def aggregate_edge_mlp_cost(
@@ -191,10 +206,7 @@ def quantized_aggregate_edge_mlp_fake(
     weight_bits: int = 8,
 ) -> Tensor:
     check_weight(weight, weight_scale, x.shape[1], weight_bits)
-    check_messages(
-        *(x.shape[1], rowptr, src, perm, x_dst, edge, None, None),
-        *(message_activation, reduce),
-    )
+    _check_hidden(x, rowptr, src, perm, x_dst, edge, message_activation, reduce)
     num_rows, outputs = rowptr.shape[0] - 1, weight.shape[0]
     check_epilogue(num_rows, outputs, None, bias, residual, activation)
     return x.new_empty((num_rows, outputs))

@@ -4,7 +4,9 @@
     y[i] = reduce of m[e]
 
 then the epilogue of `gnnfx.kernels.epilogue`.  `edge` holds features in the order of the user's
-edge list.  With `edge_weight` [C, D] they are [E, D] and pass a linear layer first.
+edge list.  With `edge_weight` [C, D] they are [E, D] and pass a linear layer first.  Gated
+activations take messages of 2C channels, values and then their gates, to C: "glu" is
+value * sigmoid(gate), "softplus_glu" softplus(value) * sigmoid(gate).
 `quantized_aggregate_messages` takes codes for x.  A node without edges gets 0.
 """
 
@@ -33,15 +35,35 @@ from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_
 from gnnfx.kernels.launch import numba_impl, triton_impl
 from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
 
-MESSAGE_ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "sigmoid")
+PLAIN_ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "sigmoid")
+GATED_ACTIVATIONS = ("glu", "softplus_glu")
+MESSAGE_ACTIVATIONS = (*PLAIN_ACTIVATIONS, *GATED_ACTIVATIONS)
+
+
+def reduced_channels(channels: int, activation: str) -> int:
+    """How many of `channels` a message has after its activation."""
+    return channels // 2 if activation in GATED_ACTIVATIONS else channels
 
 
 def activate(values: Tensor, activation: str, slope: float) -> Tensor:
     """One of MESSAGE_ACTIVATIONS; `slope` belongs to leaky_relu."""
     if activation == "leaky_relu":
         return functional.leaky_relu(values, slope)
-    functions = {"relu": torch.relu, "silu": functional.silu, "sigmoid": torch.sigmoid}
-    return values if activation == "none" else functions[activation](values)
+    functions = {
+        "none": lambda x: x,
+        "relu": torch.relu,
+        "silu": functional.silu,
+        "sigmoid": torch.sigmoid,
+        "glu": functional.glu,
+        "softplus_glu": _softplus_glu,
+    }
+    result: Tensor = functions[activation](values)
+    return result
+
+
+def _softplus_glu(values: Tensor) -> Tensor:
+    value, gate = values.chunk(2, -1)
+    return functional.softplus(value) * torch.sigmoid(gate)
 
 
 def messages_of(
@@ -112,11 +134,12 @@ def aggregate_messages_fake(
 ) -> Tensor:
     if x.dtype != torch.float32 or x.dim() != 2:
         raise ValueError(f"x must be float32 [S, C], got {x.dtype} {tuple(x.shape)}")
-    num_rows, channels = rowptr.shape[0] - 1, x.shape[1]
+    num_rows = rowptr.shape[0] - 1
     check_messages(
-        *(channels, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias),
+        *(x.shape[1], rowptr, src, perm, x_dst, edge, edge_weight, edge_bias),
         *(message_activation, reduce),
     )
+    channels = reduced_channels(x.shape[1], message_activation)
     check_epilogue(num_rows, channels, None, bias, residual, activation)
     return x.new_empty((num_rows, channels))
 
@@ -153,6 +176,8 @@ def check_messages(
         raise ValueError(
             f"message_activation must be one of {MESSAGE_ACTIVATIONS}, got {activation!r}"
         )
+    if activation in GATED_ACTIVATIONS and channels % 2:
+        raise ValueError(f"{activation!r} takes an even number of channels, got {channels}")
     if reduce not in REDUCES:
         raise ValueError(f"reduce must be one of {REDUCES}, got {reduce!r}")
 
@@ -190,12 +215,13 @@ def aggregate_messages_cost(
     cost = messages_cost(channels, 4 * channels, src, edge, edge_weight)
     used = None if edge is None else perm
     read = num_bytes(rowptr, used, x_dst, edge_bias, bias, residual)
-    return Cost(cost.flops, cost.bytes + read + 4 * num_rows * channels, cost.gathered)
+    written = 4 * num_rows * reduced_channels(channels, message_activation)
+    return Cost(cost.flops, cost.bytes + read + written, cost.gathered)
 
 
 def aggregate_messages_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
-    for i, (x, rowptr, src, parts) in enumerate(sample_messages(device)):
-        channels, num_rows = x.shape[1], rowptr.shape[0] - 1
+    for i, (x, rowptr, src, parts) in enumerate(_all_messages(device)):
+        channels, num_rows = reduced_channels(x.shape[1], str(parts[-2])), rowptr.shape[0] - 1
         yield arguments(
             aggregate_messages_reference,
             *(x, rowptr, src, *parts),
@@ -206,17 +232,24 @@ def aggregate_messages_samples(device: str = "cpu") -> Iterator[tuple[object, ..
         )
 
 
+def _all_messages(device: str) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[object, ...]]]:
+    yield from sample_messages(device)
+    yield from sample_messages(device, GATED_ACTIVATIONS)
+
+
 def sample_messages(
-    device: str,
+    device: str, activations: tuple[str, ...] = PLAIN_ACTIVATIONS
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[object, ...]]]:
     """(x, rowptr, src, what follows them up to the slope) of every kind of message."""
+    gated = activations == GATED_ACTIVATIONS
     generator = torch.Generator().manual_seed(3)
 
     def rand(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device)
 
     graphs = [*sample_graphs(device), sample_large_graph(device)]
-    for i, channels in enumerate([5, 64, 7, 1, 40, 128, 16, 100] * 2):
+    widths = [10, 128, 14, 2, 80, 6, 36, 64] if gated else [5, 64, 7, 1, 40, 128, 16, 100] * 2
+    for i, channels in enumerate(widths):
         rows, rowptr, src = graphs[(i + i // 8) % len(graphs)]
         num_rows, edges = rowptr.shape[0] - 1, src.shape[0]
         perm = torch.randperm(edges, generator=generator).to(device, rowptr.dtype)
@@ -229,7 +262,7 @@ def sample_messages(
             edge,
             weight,
             rand(channels) if weight is not None and i % 4 == 1 else None,
-            MESSAGE_ACTIVATIONS[i % 5],
+            activations[i % len(activations)],
             0.2,
         )
         yield rand(rows, channels), rowptr, src, parts
@@ -302,6 +335,7 @@ def quantized_aggregate_messages_fake(
         *(message_activation, reduce),
     )
     qparams = out_scale, out_zero_point, out_bits
+    channels = reduced_channels(channels, message_activation)
     check_epilogue(num_rows, channels, None, bias, residual, activation, *qparams)
     return empty_result(x, num_rows, channels, out_scale, out_bits)
 
@@ -334,13 +368,14 @@ def quantized_aggregate_messages_cost(
     used = None if edge is None else perm
     read = num_bytes(rowptr, used, x_dst, edge_bias, bias, residual, scale, zero_point)
     read += num_bytes(out_scale, out_zero_point)
-    written = result_bytes(rowptr.shape[0] - 1, channels, out_scale, out_bits)
+    reduced = reduced_channels(channels, message_activation)
+    written = result_bytes(rowptr.shape[0] - 1, reduced, out_scale, out_bits)
     return Cost(cost.flops, cost.bytes + read + written, cost.gathered)
 
 
 def quantized_aggregate_messages_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
     generator = torch.Generator().manual_seed(4)
-    for i, (x, rowptr, src, parts) in enumerate(sample_messages(device)):
+    for i, (x, rowptr, src, parts) in enumerate(_all_messages(device)):
         bits = (8, 8, 4)[i % 3]
         low, high = code_range(bits)
         codes = torch.randint(low, high + 1, x.shape, generator=generator, dtype=torch.int8)

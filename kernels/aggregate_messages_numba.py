@@ -17,7 +17,11 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from gnnfx.kernels.aggregate_messages import MESSAGE_ACTIVATIONS
+from gnnfx.kernels.aggregate_messages import (
+    MESSAGE_ACTIVATIONS,
+    PLAIN_ACTIVATIONS,
+    reduced_channels,
+)
 from gnnfx.kernels.compile_numba import choose_lanes, compiled
 from gnnfx.kernels.csr import reject_large
 from gnnfx.kernels.csr_numba import piece_start, source, source_ahead
@@ -71,6 +75,7 @@ EDGE_WEIGHT, EDGE_BIAS, EDGE_CHANNELS = range(FIRST_FREE + 14, FIRST_FREE + 17)
 # How features of edges are read: through `perm` from the user's order, or one after the other, or
 # as the product of few features with a weight.
 NO_EDGES, LISTED, IN_TILE, MULTIPLIED = range(4)
+_GLU = len(PLAIN_ACTIVATIONS)  # the first gated activation
 # Up to so many features of an edge, a product in registers is faster than one of a tile.
 _FEW_FEATURES = 32
 # Values of a tile in front of and behind its matrix product: a part of the cache of a core.
@@ -86,8 +91,27 @@ def _sigmoid(y):
 
 
 @njit(forceinline=True)
+def _softplus(y):
+    """log(1 + exp(y)) = max(y, 0) + 2 atanh(t / (2 + t)) with t = exp(-|y|) up to 1."""
+    two = splat_f32_like(np.float32(2), y)
+    small = exp(lesser(y, splat_f32_like(np.float32(0), y) - y))
+    ratio = small / (small + two)
+    square = ratio * ratio
+    series = splat_f32_like(np.float32(1 / 13), y)
+    for divisor in (11, 9, 7, 5, 3, 1):
+        series = multiply_add(series, square, splat_f32_like(np.float32(1 / divisor), y))
+    return multiply_add(ratio * two, series, relu(y))
+
+
+@njit(forceinline=True)
+def _gate(value, gate, kind):
+    """The gated activation of that place in MESSAGE_ACTIVATIONS."""
+    return (value if kind == _GLU else _softplus(value)) * _sigmoid(gate)
+
+
+@njit(forceinline=True)
 def _activate(y, kind, slope):
-    """The function of that place in MESSAGE_ACTIVATIONS on a vector."""
+    """The plain activation of that place in MESSAGE_ACTIVATIONS on a vector."""
     if kind == 1:
         return relu(y)
     if kind == 2:
@@ -100,9 +124,12 @@ def _activate(y, kind, slope):
 
 
 @njit(forceinline=True)
-def _message(a, edge, channel, own, coded, reads_x, edges, kind, slope):
-    """A block of a message, as many lanes as `own`; all that follows is known when compiled."""
-    channels, value = a[CHANNELS], own
+def _sum(a, edge, channel, channels, own, coded, reads_x, edges):
+    """A block of a message of so many channels before its activation, as many lanes as `own`.
+
+    The last three are known when this is compiled.
+    """
+    value = own
     if reads_x:
         place = source(a[SRC], edge) * channels + channel
         if coded:
@@ -125,7 +152,18 @@ def _message(a, edge, channel, own, coded, reads_x, edges, kind, slope):
             value = multiply_add(factor, load_f32_like(weight, own), value)
             feature += 4
             weight += 4 * channels
-    return _activate(value, kind, slope)
+    return value
+
+
+@njit(forceinline=True)
+def _own(a, row, channel, channels, like):
+    """What is the same for all messages to a row: its own values and the bias of edges."""
+    own = splat_f32_like(np.float32(0), like)
+    if a[X_DST] != 0:
+        own = load_f32_like(a[X_DST] + 4 * (row * channels + channel), like)
+    if a[EDGE_BIAS] != 0:
+        own = own + load_f32_like(a[EDGE_BIAS] + 4 * channel, like)
+    return own
 
 
 def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, reduce):
@@ -133,10 +171,11 @@ def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, reduce):
     slope, size = np.float32(slope), 1 if coded else 4
     row_bytes, edge_bytes = size * lanes, 4 * lanes
     start = np.float32({"sum": 0, "max": -np.inf, "min": np.inf}[reduce])
-    greatest, least = reduce == "max", reduce == "min"
+    greatest, least, gated = reduce == "max", reduce == "min", kind >= _GLU
 
     def kernel(a):
         rows, channels, rowptr = a[ROWS], a[CHANNELS], a[ROWPTR]
+        width = 2 * channels if gated else channels
         last_edge, begin_edge, end_edge = a[EDGES] - 1, a[FIRST_EDGE], a[LAST_EDGE]
         while True:
             piece = take_piece(a)
@@ -153,28 +192,36 @@ def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, reduce):
                 channel = 0
                 while channel < channels:
                     channel = min(channel, channels - lanes)
-                    place = row * channels + channel
-                    own = splat_f32(np.float32(0), lanes)
-                    if a[X_DST] != 0:
-                        own = load_f32(a[X_DST] + 4 * place, lanes)
-                    if a[EDGE_BIAS] != 0:
-                        own = own + load_f32(a[EDGE_BIAS] + 4 * channel, lanes)
                     total = splat_f32(start, lanes)
+                    own = _own(a, row, channel, width, total)
+                    gate = own
+                    if gated:
+                        gate = _own(a, row, channels + channel, width, total)
                     if row_first == row_stop:
                         total = splat_f32(np.float32(0), lanes)
                     if row_first < begin_edge:
                         total = load_f32(a[PARTIAL] + 4 * channel, lanes)
                     for edge in range(first, stop):
                         if reads_x:
-                            ahead = source_ahead(a[SRC], edge, last_edge) * channels + channel
+                            ahead = source_ahead(a[SRC], edge, last_edge) * width + channel
                             prefetch(a[X] + size * ahead, row_bytes)
+                            if gated:
+                                prefetch(a[X] + size * (ahead + channels), row_bytes)
                         if edges == LISTED:
-                            ahead = source_ahead(a[PERM], edge, last_edge) * channels + channel
+                            ahead = source_ahead(a[PERM], edge, last_edge) * width + channel
                             prefetch(a[EDGE] + 4 * ahead, edge_bytes)
+                            if gated:
+                                prefetch(a[EDGE] + 4 * (ahead + channels), edge_bytes)
                         if edges == MULTIPLIED:
                             ahead = source_ahead(a[PERM], edge, last_edge) * a[EDGE_CHANNELS]
                             prefetch(a[EDGE] + 4 * ahead, 64)
-                        value = _message(a, edge, channel, own, coded, reads_x, edges, kind, slope)
+                        value = _sum(a, edge, channel, width, own, coded, reads_x, edges)
+                        if gated:
+                            place = channels + channel
+                            other = _sum(a, edge, place, width, gate, coded, reads_x, edges)
+                            value = _gate(value, other, kind)
+                        else:
+                            value = _activate(value, kind, slope)
                         if greatest:
                             total = greater(total, value)
                         elif least:
@@ -212,12 +259,11 @@ def _write_messages(lanes, edges, kind, slope, to_bytes):
                     channel = 0
                     while channel < channels:
                         channel = min(channel, channels - lanes)
-                        own = splat_f32(np.float32(0), lanes)
-                        if a[X_DST] != 0:
-                            own = load_f32(a[X_DST] + 4 * (row * channels + channel), lanes)
+                        own = _own(a, row, channel, channels, splat_f32(np.float32(0), lanes))
                         ahead = source_ahead(a[SRC], edge, last_edge) * channels + channel
                         prefetch(a[X] + 4 * ahead, row_bytes)
-                        value = _message(a, edge, channel, own, False, True, edges, kind, slope)
+                        value = _sum(a, edge, channel, channels, own, False, True, edges)
+                        value = _activate(value, kind, slope)
                         place = (edge - begin_edge) * channels + channel
                         if to_bytes:
                             scale, zero_point = read_f32(a[OUT_SCALE]), read_i32(a[OUT_ZERO_POINT])
@@ -423,7 +469,7 @@ def aggregate_messages(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    out = empty((rowptr.shape[0] - 1, x.shape[1]))
+    out = empty((rowptr.shape[0] - 1, reduced_channels(x.shape[1], message_activation)))
     if out.numel():
         parts = (x_dst, edge, edge_weight, edge_bias, message_activation, slope)
         messages = Messages(x, rowptr, src, perm, *parts)
@@ -484,7 +530,7 @@ def quantized_aggregate_messages(
     out_bits: int = 8,
 ) -> Tensor:
     dtype = torch.float32 if out_scale is None else torch.int8
-    out = empty((rowptr.shape[0] - 1, channels), dtype)
+    out = empty((rowptr.shape[0] - 1, reduced_channels(channels, message_activation)), dtype)
     if out.numel():
         codes = unpack_codes(x, channels, bits)
         parts = (x_dst, edge, edge_weight, edge_bias, message_activation, slope)

@@ -11,7 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gnnfx.kernels.aggregate_messages import MESSAGE_ACTIVATIONS
+from gnnfx.kernels.aggregate_messages import (
+    GATED_ACTIVATIONS,
+    MESSAGE_ACTIVATIONS,
+    PLAIN_ACTIVATIONS,
+    reduced_channels,
+)
 from gnnfx.kernels.codes_triton import (
     EXACT,
     add_bias,
@@ -24,6 +29,8 @@ from gnnfx.kernels.codes_triton import (
 )
 from gnnfx.kernels.epilogue import ACTIVATIONS
 from gnnfx.kernels.reduce_triton import end_reduction, reduce_edges, start_reduction, tile
+
+FIRST_GATED = tl.constexpr(len(PLAIN_ACTIVATIONS))
 
 
 @triton.jit
@@ -38,6 +45,22 @@ def activate_messages(x, slope, ACTIVATION: tl.constexpr):
     elif ACTIVATION == 4:
         x = tl.math.div_rn(tl.full(x.shape, 1.0, tl.float32), 1.0 + tl.exp(-x))
     return x
+
+
+@triton.jit
+def _gate(values, gates, ACTIVATION: tl.constexpr):
+    """The gated activation of that place in MESSAGE_ACTIVATIONS."""
+    if ACTIVATION > FIRST_GATED:  # softplus
+        small = tl.exp(-tl.abs(values))
+        values = tl.where(values < 0.0, 0.0, values) + _log1p(small)
+    return tl.math.div_rn(values, 1.0 + tl.exp(-gates))
+
+
+@triton.jit
+def _log1p(x):
+    """log(1 + x) of numbers from 0 to 1: what rounding takes from 1 + x is made good."""
+    total = 1.0 + x
+    return tl.log(total) + tl.math.div_rn(x - (total - 1.0), total)
 
 
 @triton.jit
@@ -61,6 +84,41 @@ def _load_edges(
 
 
 @triton.jit
+def _load_sum(
+    x_ptr,
+    scale_ptr,
+    zero_point_ptr,
+    sources,
+    x_dst_ptr,
+    rows,
+    edge_ptr,
+    edge_weight_ptr,
+    edge_bias_ptr,
+    places,
+    live,
+    first,
+    channels,
+    x_width,
+    features,
+    BITS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Messages (f32 [E, COLS]) to one row before their activation, channels `first`.. of them."""
+    if scale_ptr is None:
+        values = load_rows(x_ptr, sources, live, first, channels, COLS)
+    else:
+        codes = load_codes(x_ptr, sources, live, first, x_width, BITS, COLS).to(tl.int32)
+        values = tl.load(scale_ptr) * (codes - tl.load(zero_point_ptr)).to(tl.float32)
+    if x_dst_ptr is not None:
+        values += load_rows(x_dst_ptr, rows, rows >= 0, first, channels, COLS)
+    if edge_ptr is not None:
+        values += _load_edges(
+            edge_ptr, edge_weight_ptr, edge_bias_ptr, places, live, first, channels, features, COLS
+        )
+    return values
+
+
+@triton.jit
 def _aggregate_messages(
     x_ptr,
     scale_ptr,
@@ -78,6 +136,7 @@ def _aggregate_messages(
     out_zero_point_ptr,
     out_ptr,
     channels,
+    width,
     x_width,
     out_width,
     features,
@@ -90,7 +149,10 @@ def _aggregate_messages(
     BLOCK_E: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """y [N, C] from x [S, C], floats or codes; edges are f32 [E, features] in the user's order."""
+    """y [N, C] from x [S, width], floats or codes; edges are f32 [E, features] in the user's order.
+
+    The width is C, or 2C where gates stand behind the values.
+    """
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * BLOCK_C
     start, end = load_row_bounds(rowptr_ptr, row)
@@ -101,27 +163,51 @@ def _aggregate_messages(
         edges = edge + tl.arange(0, BLOCK_E)
         live = edges < end
         sources = tl.load(src_ptr + edges, mask=live, other=0).to(tl.int64)
-        if scale_ptr is None:
-            values = load_rows(x_ptr, sources, live, first, channels, BLOCK_C)
-        else:
-            codes = load_codes(x_ptr, sources, live, first, x_width, BITS, BLOCK_C).to(tl.int32)
-            values = tl.load(scale_ptr) * (codes - tl.load(zero_point_ptr)).to(tl.float32)
-        if x_dst_ptr is not None:
-            values += load_rows(x_dst_ptr, rows, row_mask, first, channels, BLOCK_C)
+        places = edges
         if edge_ptr is not None:
             places = tl.load(perm_ptr + edges, mask=live, other=0).to(tl.int64)
-            values += _load_edges(
+        values = _load_sum(
+            x_ptr,
+            scale_ptr,
+            zero_point_ptr,
+            sources,
+            x_dst_ptr,
+            rows,
+            edge_ptr,
+            edge_weight_ptr,
+            edge_bias_ptr,
+            places,
+            live,
+            first,
+            width,
+            x_width,
+            features,
+            BITS,
+            BLOCK_C,
+        )
+        if MESSAGE_ACTIVATION >= FIRST_GATED:
+            gates = _load_sum(
+                x_ptr,
+                scale_ptr,
+                zero_point_ptr,
+                sources,
+                x_dst_ptr,
+                rows,
                 edge_ptr,
                 edge_weight_ptr,
                 edge_bias_ptr,
                 places,
                 live,
-                first,
-                channels,
+                channels + first,
+                width,
+                x_width,
                 features,
+                BITS,
                 BLOCK_C,
             )
-        values = activate_messages(values, slope, MESSAGE_ACTIVATION)
+            values = _gate(values, gates, MESSAGE_ACTIVATION)
+        else:
+            values = activate_messages(values, slope, MESSAGE_ACTIVATION)
         acc = reduce_edges(acc, values, live, REDUCE)
     y = end_reduction(acc, end - start, REDUCE)
     y = add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, channels, ACTIVATION)
@@ -213,6 +299,9 @@ def reject_quantized_aggregate_messages(
     bits: int = 8,
     out_bits: int = 8,
 ) -> str | None:
+    half = reduced_channels(channels, message_activation)
+    if message_activation in GATED_ACTIVATIONS and half * bits % 8:
+        return f"codes of {half} gates of {bits} bits do not begin at a byte"
     return reject_aggregate_messages(
         x, rowptr, src, perm, x_dst, edge, None, edge_bias, bias=bias, residual=residual
     )
@@ -242,7 +331,8 @@ def quantized_aggregate_messages(
     out_bits: int = 8,
 ) -> Tensor:
     """Without a scale, x holds floats."""
-    rows = rowptr.shape[0] - 1
+    rows, width = rowptr.shape[0] - 1, channels
+    channels = reduced_channels(width, message_activation)
     out = empty_result(x, rows, channels, out_scale, out_bits)
     blocks = tile(src.shape[0], rows, channels)
     _aggregate_messages[(rows, triton.cdiv(channels, blocks["BLOCK_C"]))](
@@ -263,6 +353,7 @@ def quantized_aggregate_messages(
         out_zero_point,
         out,
         channels,
+        width,
         x.shape[1],
         out.shape[1],
         1 if edge is None else edge.shape[1],

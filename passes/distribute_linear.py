@@ -153,7 +153,7 @@ def _distributed(rewriter: Rewriter, linear: Instr, parts: list[_Part]) -> Instr
         columns = part.sign * weight[:, part.offset : part.offset + part.width]
         grouped[part.rows] = grouped[part.rows] + columns if part.rows in grouped else columns
     bias, biased = linear.args["bias"], min(grouped, key=_bias_rank)
-    total: Instr | None = None
+    summed: dict[Any, Instr] = {}  # by what follows: rows that are gathered alike add up before
     for number, (rows, columns) in enumerate(grouped.items()):
         source, index, scale = rows
         name = f"{linear.args['weight'].param}.{number}"
@@ -162,13 +162,23 @@ def _distributed(rewriter: Rewriter, linear: Instr, parts: list[_Part]) -> Instr
             args.append(bias)
             bias = None
         value = rewriter.insert(linear, "aten.linear.default", *args)
+        _add(rewriter, linear, summed, (index, scale, value.shape[0]), value)
+    whole: dict[None, Instr] = {}
+    for (index, scale, _), value in summed.items():
         if index is not None:
             value = rewriter.insert(linear, "gather", value, index)
         if scale is not None:
             value = rewriter.insert(linear, "aten.mul.Tensor", value, scale)
-        total = value if total is None else rewriter.insert(linear, "aten.add.Tensor", total, value)
-    assert total is not None
+        _add(rewriter, linear, whole, None, value)
+    total = whole[None]
     return total if bias is None else rewriter.insert(linear, "aten.add.Tensor", total, bias)
+
+
+def _add(rewriter: Rewriter, place: Instr, sums: dict[Any, Instr], key: Any, value: Instr) -> None:
+    """Add `value` to the sum of that key."""
+    if key in sums:
+        value = rewriter.insert(place, "aten.add.Tensor", sums[key], value)
+    sums[key] = value
 
 
 def _bias_rank(rows: tuple[Instr, Instr | None, Instr | None]) -> int:

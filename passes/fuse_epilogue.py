@@ -28,6 +28,7 @@ from gnnfx.pass_manager import Numerics, Pass, PassContext
 _OPS = {
     "linear",
     "aggregate",
+    "aggregate_edge_network",
     "aggregate_messages",
     "quantized_aggregate",
     "quantized_aggregate_messages",

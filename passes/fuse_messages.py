@@ -22,7 +22,7 @@ from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 
-_REDUCES = ("sum", "mean", "min", "max")
+REDUCES = ("sum", "mean", "min", "max")
 _ACTIVATIONS = {
     "aten.relu.default": "relu",
     "aten.leaky_relu.default": "leaky_relu",
@@ -54,7 +54,7 @@ class FuseMessages(Pass):
         rewriter = Rewriter(program, self.name)
         for scatter in rewriter.program.find("scatter"):
             messages, dst, _, reduce = scatter.args.values()
-            if reduce not in _REDUCES or not _fits(messages) or sole_user(messages) is None:
+            if reduce not in REDUCES or not _fits(messages) or sole_user(messages) is None:
                 continue
             match edge_sum(messages, dst):
                 case str(reason):
@@ -76,7 +76,7 @@ def edge_sum(messages: Instr, dst: Instr) -> EdgeSum | str | None:
         total = messages.arg
         slope = messages.args.get("negative_slope", 0.0)
     x = src = x_dst = edge = None
-    for term in _terms(total):
+    for term in terms_of(total):
         if term.shape != messages.shape:
             return None
         if term.op == "gather" and term.args["index"] == dst and x_dst is None:
@@ -92,26 +92,43 @@ def edge_sum(messages: Instr, dst: Instr) -> EdgeSum | str | None:
     return EdgeSum(x, src, x_dst, edge, activation, slope)
 
 
-def _terms(value: Instr) -> list[Instr]:
+def terms_of(value: Instr) -> list[Instr]:
     """The summands of nested additions that nothing else reads."""
     if value.op == "aten.add.Tensor" and value.args["alpha"] == 1 and len(value.users) == 1:
         left, right = value.args["self"], value.args["other"]
         if isinstance(left, Instr) and isinstance(right, Instr):
-            return [*_terms(left), *_terms(right)]
+            return [*terms_of(left), *terms_of(right)]
     return [value]
 
 
 def _fused(rewriter: Rewriter, scatter: Instr, found: EdgeSum) -> Instr:
     _, dst, num_rows, reduce = scatter.args.values()
+    parts = found.x_dst, found.edge, found.activation, found.slope
+    return insert_messages(rewriter, scatter, found.src, dst, num_rows, found.x, *parts, reduce)
+
+
+def insert_messages(
+    rewriter: Rewriter,
+    scatter: Instr,
+    src: Instr,
+    dst: Instr,
+    num_rows: Any,
+    x: Instr,
+    x_dst: Instr | None,
+    edge: Instr | None,
+    activation: str,
+    slope: float,
+    reduce: str,
+) -> Instr:
+    """`aggregate_messages` in the place of a scatter, with the CSR that it reads."""
 
     def insert(op: str, *args: Any) -> Instr:
         return rewriter.insert(scatter, op, *args)
 
-    csr = insert("compress", found.src, dst, num_rows)
-    rowptr, src, perm = (insert("getitem", csr, i) for i in range(3))
-    edge = _edge_features(found.edge)
-    args = (*edge, found.activation, found.slope, reduce)
-    return insert("aggregate_messages", found.x, rowptr, src, perm, found.x_dst, *args)
+    csr = insert("compress", src, dst, num_rows)
+    parts = (insert("getitem", csr, i) for i in range(3))
+    args = (*_edge_features(edge), activation, slope, reduce)
+    return insert("aggregate_messages", x, *parts, x_dst, *args)
 
 
 def _edge_features(edge: Instr | None) -> tuple[Any, Any, Any]:

@@ -42,6 +42,7 @@ KERNELS = (
     "_quantized_linear",
     "_range",
     "_segment_softmax",
+    "_sum_products",
 )
 MATRIX_PRODUCTS = (
     "_quantized_linear",

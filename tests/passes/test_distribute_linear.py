@@ -31,8 +31,8 @@ program edge_conv(x: f32[N, 8], src: i64[E], dst: i64[E])
   w_1: f32[4, 8] = param('w.1')  # nn.0
   n: int[N] = aten.sym_size.int(x, 0)
   linear_default: f32[N, 4] = aten.linear.default(x, w_0, b)  # nn.0
-  gather_default: f32[E, 4] = gather(linear_default, dst)  # nn.0
   linear_default_1: f32[N, 4] = aten.linear.default(x, w_1)  # nn.0
+  gather_default: f32[E, 4] = gather(linear_default, dst)  # nn.0
   gather_default_1: f32[E, 4] = gather(linear_default_1, src)  # nn.0
   add_tensor: f32[E, 4] = aten.add.Tensor(gather_default, gather_default_1)  # nn.0
   z: f32[N, 4] = scatter(add_tensor, dst, n, 'max')
@@ -76,6 +76,15 @@ def test_edge_features_keep_a_product_of_their_own() -> None:
     before, after, _ = rewrite(DistributeLinear(), text)
     assert "aten.linear.default(e, w_2)" in dump(after)
     check_values(before, after, torch.randn(6, 8), *edges(6, 20), torch.randn(20, 3))
+
+
+def test_rows_that_are_gathered_alike_add_up_before() -> None:
+    text = EDGE_CONV.replace("src: i64[E],", "pos: f32[N, 8], src: i64[E],")
+    text = text.replace("gather(x, dst)", "gather(pos, src)")
+    before, after, _ = rewrite(DistributeLinear(), text)
+    assert body(after).count("gather") == 1
+    pos = torch.randn(9, 8)
+    check_values(before, after, torch.randn(9, 8), pos, *edges(9, 30))
 
 
 def test_scaled_copies_are_not_joined() -> None:
