@@ -26,6 +26,7 @@ from gnnfx.passes.fuse_reductions import FuseReductions
 from gnnfx.passes.fuse_relations import FuseRelations
 from gnnfx.passes.fuse_requantize import FuseRequantize
 from gnnfx.passes.fuse_self_loops import FuseSelfLoops
+from gnnfx.passes.fuse_softmax_messages import FuseSoftmaxMessages
 from gnnfx.passes.insert_observers import InsertObservers
 from gnnfx.passes.lower_degrees import LowerDegrees
 from gnnfx.passes.lower_linear import LowerLinear
@@ -76,6 +77,7 @@ def float_passes(policy: Policy) -> list[Pass]:
         FuseReductions(),
         FuseGatedMessages(),
         FuseEdgeNetwork(),
+        FuseSoftmaxMessages(),
         FuseMessages(),
         FoldConstants(),
         RaiseLinear(),

@@ -108,6 +108,8 @@ def _check_hidden(
     check_messages(x.shape[1], *parts, activation, reduce)
     if activation in GATED_ACTIVATIONS:
         raise ValueError(f"message_activation must be one of {PLAIN_ACTIVATIONS}, not gated")
+    if reduce not in REDUCES:
+        raise ValueError(f"reduce must be one of {REDUCES}, got {reduce!r}")
 
 
 def aggregate_edge_mlp_cost(

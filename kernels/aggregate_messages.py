@@ -1,13 +1,15 @@
 """Reduce messages that are computed edge by edge, without a tensor of all of them.
 
-    m[e] = act(x[src[e]] [+ x_dst[i]] [+ edge[perm[e]]])       over the edges e into node i
+    m[e] = act(x[src[e]] [+ x_dst[i]] [+ edge[perm[e]]]) + offset       over the edges e into i
     y[i] = reduce of m[e]
 
 then the epilogue of `gnnfx.kernels.epilogue`.  `edge` holds features in the order of the user's
 edge list.  With `edge_weight` [C, D] they are [E, D] and pass a linear layer first.  Gated
 activations take messages of 2C channels, values and then their gates, to C: "glu" is
 value * sigmoid(gate), "softplus_glu" softplus(value) * sigmoid(gate).
-`quantized_aggregate_messages` takes codes for x.  A node without edges gets 0.
+The reduction "softmax" sums softmax(temperature * m) * m, each channel by itself, as PyG's
+SoftmaxAggregation (Li et al. 2020, "DeeperGCN", eq. 3).  `quantized_aggregate_messages` takes
+codes for x.  A node without edges gets 0.
 """
 
 from __future__ import annotations
@@ -34,8 +36,10 @@ from gnnfx.kernels.csr import (
 from gnnfx.kernels.epilogue import check_epilogue, empty_result, finish, result_bytes
 from gnnfx.kernels.launch import numba_impl, triton_impl
 from gnnfx.kernels.quantize import check_codes, code_range, pack, sample_qparams, unpack
+from gnnfx.kernels.softmax import SEGMENT_SOFTMAX
 
 PLAIN_ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "sigmoid")
+MESSAGE_REDUCES = (*REDUCES, "softmax")
 GATED_ACTIVATIONS = ("glu", "softplus_glu")
 MESSAGE_ACTIVATIONS = (*PLAIN_ACTIVATIONS, *GATED_ACTIVATIONS)
 
@@ -102,15 +106,24 @@ def aggregate_messages_reference(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """float32 `x` [S, C], `x_dst` [N, C], `edge` [E, C] or [E, D], `edge_weight` [C, D]: [N, C]."""
+    """float32 `x` [S, C], `x_dst` [N, C], `edge` [E, C] or [E, D], `edge_weight` [C, D]: [N, C].
+
+    `temperature` [C] belongs to the reduction "softmax"; without one it is 1.
+    """
     messages = messages_of(
         x, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias, message_activation, slope
     )
-    total = reduce_rows(messages, rowptr, reduce)
+    messages = messages + offset
+    if reduce == "softmax":
+        logits = messages if temperature is None else messages * temperature
+        messages = messages * SEGMENT_SOFTMAX.reference(logits, rowptr)
+    total = reduce_rows(messages, rowptr, "sum" if reduce == "softmax" else reduce)
     if reduce == "mean":
         total = total / degrees(rowptr)[:, None]
     return finish(total, None, None, None, bias, residual, activation)
@@ -128,6 +141,8 @@ def aggregate_messages_fake(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
@@ -140,6 +155,7 @@ def aggregate_messages_fake(
         *(message_activation, reduce),
     )
     channels = reduced_channels(x.shape[1], message_activation)
+    _check_temperature(temperature, channels, reduce)
     check_epilogue(num_rows, channels, None, bias, residual, activation)
     return x.new_empty((num_rows, channels))
 
@@ -178,8 +194,16 @@ def check_messages(
         )
     if activation in GATED_ACTIVATIONS and channels % 2:
         raise ValueError(f"{activation!r} takes an even number of channels, got {channels}")
-    if reduce not in REDUCES:
-        raise ValueError(f"reduce must be one of {REDUCES}, got {reduce!r}")
+    if reduce not in MESSAGE_REDUCES:
+        raise ValueError(f"reduce must be one of {MESSAGE_REDUCES}, got {reduce!r}")
+
+
+def _check_temperature(temperature: Tensor | None, channels: int, reduce: str) -> None:
+    if temperature is None:
+        return
+    if reduce != "softmax" or tuple(temperature.shape) != (channels,):
+        got = f"{tuple(temperature.shape)} and {reduce!r}"
+        raise ValueError(f"temperature must be {(channels,)} of the reduction softmax, got {got}")
 
 
 def messages_cost(
@@ -206,6 +230,8 @@ def aggregate_messages_cost(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
@@ -214,7 +240,7 @@ def aggregate_messages_cost(
     channels, num_rows = x.shape[1], rowptr.shape[0] - 1
     cost = messages_cost(channels, 4 * channels, src, edge, edge_weight)
     used = None if edge is None else perm
-    read = num_bytes(rowptr, used, x_dst, edge_bias, bias, residual)
+    read = num_bytes(rowptr, used, x_dst, edge_bias, temperature, bias, residual)
     written = 4 * num_rows * reduced_channels(channels, message_activation)
     return Cost(cost.flops, cost.bytes + read + written, cost.gathered)
 
@@ -225,11 +251,19 @@ def aggregate_messages_samples(device: str = "cpu") -> Iterator[tuple[object, ..
         yield arguments(
             aggregate_messages_reference,
             *(x, rowptr, src, *parts),
-            reduce=REDUCES[i % 4],
+            **_reduction(i, channels, device),
             bias=torch.linspace(-1, 1, channels, device=device) if i % 3 == 1 else None,
             residual=torch.ones(num_rows, channels, device=device) if i % 3 == 2 else None,
             activation="relu" if i % 5 == 2 else "none",
         )
+
+
+def _reduction(number: int, channels: int, device: str) -> dict[str, object]:
+    """A reduction of messages that nothing or something is added to."""
+    reduce = MESSAGE_REDUCES[(number + number // 5) % 5]
+    heated = reduce == "softmax" and number // 5 % 2 == 0
+    temperature = torch.linspace(-1, 2, channels, device=device) if heated else None
+    return {"reduce": reduce, "offset": 0.1 * (number % 3), "temperature": temperature}
 
 
 def _all_messages(device: str) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[object, ...]]]:
@@ -283,6 +317,8 @@ def quantized_aggregate_messages_reference(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
@@ -298,7 +334,7 @@ def quantized_aggregate_messages_reference(
     values = scale * (unpack(x, channels, bits).int() - zero_point).float()
     rows = aggregate_messages_reference(
         *(values, rowptr, src, perm, x_dst, edge, edge_weight, edge_bias),
-        *(message_activation, slope, reduce, bias, residual, activation),
+        *(message_activation, slope, reduce, offset, temperature, bias, residual, activation),
     )
     return finish(
         *(rows, None, None, None, None, None, "none"), *(out_scale, out_zero_point, out_bits)
@@ -320,6 +356,8 @@ def quantized_aggregate_messages_fake(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
@@ -336,6 +374,7 @@ def quantized_aggregate_messages_fake(
     )
     qparams = out_scale, out_zero_point, out_bits
     channels = reduced_channels(channels, message_activation)
+    _check_temperature(temperature, channels, reduce)
     check_epilogue(num_rows, channels, None, bias, residual, activation, *qparams)
     return empty_result(x, num_rows, channels, out_scale, out_bits)
 
@@ -355,6 +394,8 @@ def quantized_aggregate_messages_cost(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
@@ -366,8 +407,8 @@ def quantized_aggregate_messages_cost(
     """Each edge reads a row of codes and of its own features; rows are written once."""
     cost = messages_cost(channels, x.shape[1], src, edge, edge_weight)
     used = None if edge is None else perm
-    read = num_bytes(rowptr, used, x_dst, edge_bias, bias, residual, scale, zero_point)
-    read += num_bytes(out_scale, out_zero_point)
+    read = num_bytes(rowptr, used, x_dst, edge_bias, temperature, bias, residual)
+    read += num_bytes(scale, zero_point, out_scale, out_zero_point)
     reduced = reduced_channels(channels, message_activation)
     written = result_bytes(rowptr.shape[0] - 1, reduced, out_scale, out_bits)
     return Cost(cost.flops, cost.bytes + read + written, cost.gathered)
@@ -384,7 +425,7 @@ def quantized_aggregate_messages_samples(device: str = "cpu") -> Iterator[tuple[
             pack(codes, bits).to(device),
             *sample_qparams(0.043, (0, 1, high)[i % 3], device),
             *(x.shape[1], rowptr, src, *parts),
-            reduce=REDUCES[i % 4],
+            **_reduction(i, reduced_channels(x.shape[1], str(parts[-2])), device),
             **_codes_out(i, device),
             bits=bits,
             out_bits=(8, 4, 2)[i % 3],

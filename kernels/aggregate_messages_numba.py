@@ -72,6 +72,7 @@ from gnnfx.kernels.vectors_numba import (
 X, SRC, ROWPTR, EDGES, X_DST, EDGE, PERM, SCALE, ZERO_POINT = range(FIRST_FREE, FIRST_FREE + 9)
 FIRST_EDGE, LAST_EDGE, MEAN, PARTIAL, NEXT_PARTIAL = range(FIRST_FREE + 9, FIRST_FREE + 14)
 EDGE_WEIGHT, EDGE_BIAS, EDGE_CHANNELS = range(FIRST_FREE + 14, FIRST_FREE + 17)
+TEMPERATURE = FIRST_FREE + 17
 # How features of edges are read: through `perm` from the user's order, or one after the other, or
 # as the product of few features with a weight.
 NO_EDGES, LISTED, IN_TILE, MULTIPLIED = range(4)
@@ -166,17 +167,73 @@ def _own(a, row, channel, channels, like):
     return own
 
 
-def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, reduce):
+@njit(forceinline=True)
+def _message(a, edge, channel, own, gate, coded, reads_x, edges, kind, slope, offset):
+    """A block of a message; `own` and `gate` are what all messages to a row have in common."""
+    channels = a[CHANNELS]
+    if kind < _GLU:
+        value = _sum(a, edge, channel, channels, own, coded, reads_x, edges)
+        value = _activate(value, kind, slope)
+    else:
+        value = _sum(a, edge, channel, 2 * channels, own, coded, reads_x, edges)
+        other = _sum(a, edge, channels + channel, 2 * channels, gate, coded, reads_x, edges)
+        value = _gate(value, other, kind)
+    return value if offset == 0 else value + splat_f32_like(offset, own)
+
+
+@njit(forceinline=True)
+def _prefetch(a, edge, channel, gated, reads_x, edges, size, row_bytes, edge_bytes):
+    """Ask for what the message of an edge some places ahead is made of."""
+    channels, last_edge = a[CHANNELS], a[EDGES] - 1
+    width = 2 * channels if gated else channels
+    if reads_x:
+        ahead = source_ahead(a[SRC], edge, last_edge) * width + channel
+        prefetch(a[X] + size * ahead, row_bytes)
+        if gated:
+            prefetch(a[X] + size * (ahead + channels), row_bytes)
+    if edges == LISTED:
+        ahead = source_ahead(a[PERM], edge, last_edge) * width + channel
+        prefetch(a[EDGE] + 4 * ahead, edge_bytes)
+        if gated:
+            prefetch(a[EDGE] + 4 * (ahead + channels), edge_bytes)
+    if edges == MULTIPLIED:
+        ahead = source_ahead(a[PERM], edge, last_edge) * a[EDGE_CHANNELS]
+        prefetch(a[EDGE] + 4 * ahead, 64)
+
+
+@njit(forceinline=True)
+def _temperature(a, channel, like):
+    """What logits are made with of messages."""
+    if a[TEMPERATURE] == 0:
+        return splat_f32_like(np.float32(1), like)
+    return load_f32_like(a[TEMPERATURE] + 4 * channel, like)
+
+
+@njit(forceinline=True)
+def _weigh(a, peak, first, stop, channel, own, gate, coded, edges, kind, slope, offset):
+    """The sum of messages times their softmax, from the greatest of their logits."""
+    zero = splat_f32_like(np.float32(0), own)
+    heat, total, weights = _temperature(a, channel, own), zero, zero
+    for edge in range(first, stop):
+        value = _message(a, edge, channel, own, gate, coded, True, edges, kind, slope, offset)
+        weight = exp(value * heat - peak)
+        weights = weights + weight
+        total = multiply_add(weight, value, total)
+    return total / (weights + splat_f32_like(np.float32(1e-16), own))
+
+
+def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, offset, reduce):
     """Reduce the messages of edges FIRST_EDGE to LAST_EDGE into rows."""
-    slope, size = np.float32(slope), 1 if coded else 4
+    slope, offset, size = np.float32(slope), np.float32(offset), 1 if coded else 4
     row_bytes, edge_bytes = size * lanes, 4 * lanes
-    start = np.float32({"sum": 0, "max": -np.inf, "min": np.inf}[reduce])
-    greatest, least, gated = reduce == "max", reduce == "min", kind >= _GLU
+    greatest, least, softmax = reduce == "max", reduce == "min", reduce == "softmax"
+    start = np.float32(-np.inf if greatest or softmax else np.inf if least else 0)
+    gated = kind >= _GLU
 
     def kernel(a):
         rows, channels, rowptr = a[ROWS], a[CHANNELS], a[ROWPTR]
         width = 2 * channels if gated else channels
-        last_edge, begin_edge, end_edge = a[EDGES] - 1, a[FIRST_EDGE], a[LAST_EDGE]
+        begin_edge, end_edge = a[FIRST_EDGE], a[LAST_EDGE]
         while True:
             piece = take_piece(a)
             if piece >= a[PIECES]:
@@ -202,32 +259,35 @@ def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, reduce):
                     if row_first < begin_edge:
                         total = load_f32(a[PARTIAL] + 4 * channel, lanes)
                     for edge in range(first, stop):
-                        if reads_x:
-                            ahead = source_ahead(a[SRC], edge, last_edge) * width + channel
-                            prefetch(a[X] + size * ahead, row_bytes)
-                            if gated:
-                                prefetch(a[X] + size * (ahead + channels), row_bytes)
-                        if edges == LISTED:
-                            ahead = source_ahead(a[PERM], edge, last_edge) * width + channel
-                            prefetch(a[EDGE] + 4 * ahead, edge_bytes)
-                            if gated:
-                                prefetch(a[EDGE] + 4 * (ahead + channels), edge_bytes)
-                        if edges == MULTIPLIED:
-                            ahead = source_ahead(a[PERM], edge, last_edge) * a[EDGE_CHANNELS]
-                            prefetch(a[EDGE] + 4 * ahead, 64)
-                        value = _sum(a, edge, channel, width, own, coded, reads_x, edges)
-                        if gated:
-                            place = channels + channel
-                            other = _sum(a, edge, place, width, gate, coded, reads_x, edges)
-                            value = _gate(value, other, kind)
-                        else:
-                            value = _activate(value, kind, slope)
+                        _prefetch(
+                            a, edge, channel, gated, reads_x, edges, size, row_bytes, edge_bytes
+                        )
+                        value = _message(
+                            a, edge, channel, own, gate, coded, reads_x, edges, kind, slope, offset
+                        )
                         if greatest:
                             total = greater(total, value)
                         elif least:
                             total = lesser(total, value)
+                        elif softmax:
+                            total = greater(total, value * _temperature(a, channel, own))
                         else:
                             total = total + value
+                    if softmax and first < stop:
+                        total = _weigh(
+                            a,
+                            total,
+                            first,
+                            stop,
+                            channel,
+                            own,
+                            gate,
+                            coded,
+                            edges,
+                            kind,
+                            slope,
+                            offset,
+                        )
                     if done:
                         if a[MEAN] != 0:
                             degree = np.float32(max(row_stop - row_first, 1))
@@ -292,6 +352,8 @@ class Messages:
     slope: float
     scale: Tensor | None = None
     zero_point: Tensor | None = None
+    offset: float = 0.0
+    tiled: bool = True  # whether the layer of many features of edges may run on tiles
 
     @property
     def num_edges(self) -> int:
@@ -304,7 +366,8 @@ class Messages:
             return NO_EDGES
         if self.edge_weight is None:
             return LISTED
-        return MULTIPLIED if self.edge_weight.shape[1] <= _FEW_FEATURES else IN_TILE
+        few = self.edge_weight.shape[1] <= _FEW_FEATURES
+        return MULTIPLIED if few or not self.tiled else IN_TILE
 
     @property
     def kind(self) -> int:
@@ -359,8 +422,11 @@ def _from_row(rows: Tensor | None, first: int) -> int:
 class Reduction:
     """Rows of a result, reduced tile by tile."""
 
-    def __init__(self, out: Tensor, reduce: str, epilogue: Epilogue) -> None:
+    def __init__(
+        self, out: Tensor, reduce: str, epilogue: Epilogue, temperature: Tensor | None = None
+    ) -> None:
         self._out, self._reduce, self._epilogue = out, reduce, epilogue
+        self._temperature = temperature
         self._partials = empty((2, out.shape[1]))
         self._last = 0  # which of them holds what the tile before left of a row
 
@@ -378,12 +444,13 @@ class Reduction:
             weight = messages.edge_weight.t().contiguous()
             product = [address(weight), address(messages.edge_bias), weight.shape[0]]
         args = [*epilogue, *messages.arguments(tile, edge_rows), *partial, *product]
+        args.append(address(self._temperature))
         kind = "sum" if self._reduce == "mean" else self._reduce
         most = 128 if messages.edges == MULTIPLIED else 64
         lanes, coded = choose_lanes(channels, most), messages.scale is not None
-        how = (coded, True, messages.edges, messages.kind, messages.slope)
+        how = (coded, True, messages.edges, messages.kind, messages.slope, messages.offset)
         if not reads_x:
-            how = (False, False, IN_TILE, 0, 0.0)
+            how = (False, False, IN_TILE, 0, 0.0, 0.0)
             args[X_DST - ROWS] = 0
         kernel = compiled(_reduce_messages, lanes, *how, kind)
         operations = (tile.last_edge - tile.first_edge + num_rows) * channels
@@ -444,12 +511,21 @@ def reject_aggregate_messages(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> str | None:
     return reject_messages(
-        rowptr, src, x=x, x_dst=x_dst, edge=edge, bias=bias, residual=residual, perm=perm
+        *(rowptr, src),
+        x=x,
+        x_dst=x_dst,
+        edge=edge,
+        temperature=temperature,
+        bias=bias,
+        residual=residual,
+        perm=perm,
     )
 
 
@@ -465,6 +541,8 @@ def aggregate_messages(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
@@ -472,9 +550,10 @@ def aggregate_messages(
     out = empty((rowptr.shape[0] - 1, reduced_channels(x.shape[1], message_activation)))
     if out.numel():
         parts = (x_dst, edge, edge_weight, edge_bias, message_activation, slope)
-        messages = Messages(x, rowptr, src, perm, *parts)
+        rest = (None, None, offset, reduce != "softmax")
+        messages = Messages(x, rowptr, src, perm, *parts, *rest)
         epilogue = Epilogue(None, bias, residual, activation)
-        aggregate(messages, Reduction(out, reduce, epilogue))
+        aggregate(messages, Reduction(out, reduce, epilogue, temperature))
     return out
 
 
@@ -493,6 +572,8 @@ def reject_quantized_aggregate_messages(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
@@ -502,7 +583,14 @@ def reject_quantized_aggregate_messages(
     out_bits: int = 8,
 ) -> str | None:
     return reject_messages(
-        rowptr, src, x=x, x_dst=x_dst, edge=edge, bias=bias, residual=residual, perm=perm
+        *(rowptr, src),
+        x=x,
+        x_dst=x_dst,
+        edge=edge,
+        temperature=temperature,
+        bias=bias,
+        residual=residual,
+        perm=perm,
     )
 
 
@@ -521,6 +609,8 @@ def quantized_aggregate_messages(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
@@ -534,7 +624,8 @@ def quantized_aggregate_messages(
     if out.numel():
         codes = unpack_codes(x, channels, bits)
         parts = (x_dst, edge, edge_weight, edge_bias, message_activation, slope)
-        messages = Messages(codes, rowptr, src, perm, *parts, scale, zero_point)
+        rest = (scale, zero_point, offset, reduce != "softmax")
+        messages = Messages(codes, rowptr, src, perm, *parts, *rest)
         epilogue = Epilogue(None, bias, residual, activation, out_scale, out_zero_point, out_bits)
-        aggregate(messages, Reduction(out, reduce, epilogue))
+        aggregate(messages, Reduction(out, reduce, epilogue, temperature))
     return out if out_scale is None else pack_codes(out, out_bits)

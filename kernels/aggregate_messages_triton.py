@@ -31,6 +31,7 @@ from gnnfx.kernels.epilogue import ACTIVATIONS
 from gnnfx.kernels.reduce_triton import end_reduction, reduce_edges, start_reduction, tile
 
 FIRST_GATED = tl.constexpr(len(PLAIN_ACTIVATIONS))
+LOWEST = tl.constexpr(-3e38)  # no logit yet; finite, as the difference of two is taken
 
 
 @triton.jit
@@ -130,6 +131,7 @@ def _aggregate_messages(
     edge_ptr,
     edge_weight_ptr,
     edge_bias_ptr,
+    temperature_ptr,
     bias_ptr,
     residual_ptr,
     out_scale_ptr,
@@ -141,6 +143,7 @@ def _aggregate_messages(
     out_width,
     features,
     slope,
+    offset,
     BITS: tl.constexpr,
     OUT_BITS: tl.constexpr,
     MESSAGE_ACTIVATION: tl.constexpr,
@@ -159,6 +162,12 @@ def _aggregate_messages(
     rows = row + tl.zeros((1,), dtype=tl.int64)
     row_mask = rows >= 0
     acc = start_reduction(REDUCE, BLOCK_E, BLOCK_C)
+    weights = tl.zeros((BLOCK_E, BLOCK_C), dtype=tl.float32)
+    peak = tl.full((BLOCK_E, BLOCK_C), LOWEST, dtype=tl.float32)
+    heat = tl.full((BLOCK_C,), 1.0, dtype=tl.float32)
+    if temperature_ptr is not None:
+        cols = first + tl.arange(0, BLOCK_C)
+        heat = tl.load(temperature_ptr + cols, mask=cols < channels, other=0.0)
     for edge in range(start, end, BLOCK_E):
         edges = edge + tl.arange(0, BLOCK_E)
         live = edges < end
@@ -208,8 +217,22 @@ def _aggregate_messages(
             values = _gate(values, gates, MESSAGE_ACTIVATION)
         else:
             values = activate_messages(values, slope, MESSAGE_ACTIVATION)
-        acc = reduce_edges(acc, values, live, REDUCE)
-    y = end_reduction(acc, end - start, REDUCE)
+        values += offset
+        if REDUCE == "softmax":
+            logits = tl.where(live[:, None], values * heat[None, :], -float("inf"))
+            higher = tl.maximum(peak, logits, propagate_nan=tl.PropagateNan.ALL)
+            kept, weight = tl.exp(peak - higher), tl.exp(logits - higher)
+            weights = weights * kept + weight
+            acc = acc * kept + tl.where(live[:, None], weight * values, 0.0)
+            peak = higher
+        else:
+            acc = reduce_edges(acc, values, live, REDUCE)
+    if REDUCE == "softmax":
+        kept = tl.exp(peak - tl.max(peak, axis=0, keep_dims=True))
+        weights = tl.sum(weights * kept, axis=0, keep_dims=True)
+        y = tl.math.div_rn(tl.sum(acc * kept, axis=0, keep_dims=True), weights + 1e-16)
+    else:
+        y = end_reduction(acc, end - start, REDUCE)
     y = add_bias(y, bias_ptr, residual_ptr, rows, row_mask, first, channels, ACTIVATION)
     store_rows(
         out_ptr,
@@ -237,6 +260,8 @@ def reject_aggregate_messages(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
@@ -249,6 +274,7 @@ def reject_aggregate_messages(
         x_dst=x_dst,
         edge=edge,
         edge_bias=edge_bias,
+        temperature=temperature,
         bias=bias,
         residual=residual,
     )
@@ -266,13 +292,15 @@ def aggregate_messages(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
     return quantized_aggregate_messages(
         *(x, None, None, x.shape[1], rowptr, src, perm, x_dst, edge, edge_weight, edge_bias),
-        *(message_activation, slope, reduce, bias, residual, activation),
+        *(message_activation, slope, reduce, offset, temperature, bias, residual, activation),
     )
 
 
@@ -291,6 +319,8 @@ def reject_quantized_aggregate_messages(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
@@ -303,7 +333,10 @@ def reject_quantized_aggregate_messages(
     if message_activation in GATED_ACTIVATIONS and half * bits % 8:
         return f"codes of {half} gates of {bits} bits do not begin at a byte"
     return reject_aggregate_messages(
-        x, rowptr, src, perm, x_dst, edge, None, edge_bias, bias=bias, residual=residual
+        *(x, rowptr, src, perm, x_dst, edge, None, edge_bias),
+        temperature=temperature,
+        bias=bias,
+        residual=residual,
     )
 
 
@@ -322,6 +355,8 @@ def quantized_aggregate_messages(
     message_activation: str = "none",
     slope: float = 0.0,
     reduce: str = "sum",
+    offset: float = 0.0,
+    temperature: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
@@ -347,6 +382,7 @@ def quantized_aggregate_messages(
         # Neighbouring lanes hold neighbouring channels.
         None if edge_weight is None else edge_weight.t().contiguous(),
         edge_bias,
+        temperature,
         bias,
         residual,
         out_scale,
@@ -358,6 +394,7 @@ def quantized_aggregate_messages(
         out.shape[1],
         1 if edge is None else edge.shape[1],
         slope,
+        offset,
         BITS=bits,
         OUT_BITS=out_bits,
         MESSAGE_ACTIVATION=MESSAGE_ACTIVATIONS.index(message_activation),

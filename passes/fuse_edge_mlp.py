@@ -57,7 +57,7 @@ def edge_mlp(aggregate: Instr) -> EdgeSum | None:
             return None
         hidden = hidden.arg
     found = edge_sum(hidden, csr.args["dst"]) if len(hidden.users) == 1 else None
-    return found if isinstance(found, EdgeSum) else None
+    return found if isinstance(found, EdgeSum) and found.offset == 0 else None
 
 
 def _is_bare(linear: Instr) -> bool:

@@ -23,7 +23,7 @@ from gnnfx.ir.patterns import is_feature, is_param, sole_user
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
-from gnnfx.passes.fuse_messages import REDUCES, insert_messages, terms_of
+from gnnfx.passes.fuse_messages import REDUCES, EdgeSum, insert_messages, terms_of
 
 _SOFTPLUS = {"beta": 1, "threshold": 20}
 
@@ -111,7 +111,7 @@ def _is_layer(value: Instr) -> bool:
 
 
 def _fused(rewriter: Rewriter, scatter: Instr, found: _Gated) -> Instr:
-    _, dst, num_rows, reduce = scatter.args.values()
+    dst, reduce = scatter.args["index"], scatter.args["reduce"]
 
     def joined(index: Instr | None) -> Instr | None:
         layers = found.layers.get(index)
@@ -120,8 +120,8 @@ def _fused(rewriter: Rewriter, scatter: Instr, found: _Gated) -> Instr:
     assert found.src is not None
     x = joined(found.src)
     assert x is not None
-    parts = joined(dst), joined(None), found.activation, 0.0
-    return insert_messages(rewriter, scatter, found.src, dst, num_rows, x, *parts, reduce)
+    messages = EdgeSum(x, found.src, joined(dst), joined(None), found.activation, 0.0, 0.0)
+    return insert_messages(rewriter, scatter, messages, reduce)
 
 
 def _joined(rewriter: Rewriter, place: Instr, layers: _Layers) -> Instr:

@@ -33,7 +33,7 @@ _ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class EdgeSum:
-    """Messages act(x[src] (+ x_dst[dst]) (+ edge))."""
+    """Messages act(x[src] (+ x_dst[dst]) (+ edge)) + offset."""
 
     x: Instr
     src: Instr
@@ -41,6 +41,7 @@ class EdgeSum:
     edge: Instr | None
     activation: str
     slope: float
+    offset: float
 
 
 class FuseMessages(Pass):
@@ -59,10 +60,15 @@ class FuseMessages(Pass):
             match edge_sum(messages, dst):
                 case str(reason):
                     ctx.missed(scatter, reason)
-                case EdgeSum() as found if found.edge is not None or found.activation != "none":
-                    rewriter.replace(scatter, _fused(rewriter, scatter, found))
+                case EdgeSum() as found if _is_made(found):
+                    rewriter.replace(scatter, insert_messages(rewriter, scatter, found, reduce))
                     ctx.did(scatter, "makes its messages while it reduces them")
         return rewriter.finish()
+
+
+def _is_made(found: EdgeSum) -> bool:
+    """Whether messages are more than rows of sources and destinations."""
+    return found.edge is not None or found.activation != "none" or found.offset != 0
 
 
 def _fits(messages: Instr) -> bool:
@@ -71,10 +77,13 @@ def _fits(messages: Instr) -> bool:
 
 def edge_sum(messages: Instr, dst: Instr) -> EdgeSum | str | None:
     """The sum that `messages` [E, C] to `dst` are, why they cannot be fused, or None for others."""
-    activation, total, slope = _ACTIVATIONS.get(messages.op, "none"), messages, 0.0
+    total, slope, offset = messages, 0.0, 0.0
+    if total.op == "aten.add.Tensor" and isinstance(total.args["other"], int | float):
+        total, offset = total.arg, float(total.args["other"]) * total.args["alpha"]
+    activation = _ACTIVATIONS.get(total.op, "none")
     if activation != "none":
-        total = messages.arg
-        slope = messages.args.get("negative_slope", 0.0)
+        slope = total.args.get("negative_slope", 0.0)
+        total = total.arg
     x = src = x_dst = edge = None
     for term in terms_of(total):
         if term.shape != messages.shape:
@@ -89,7 +98,7 @@ def edge_sum(messages: Instr, dst: Instr) -> EdgeSum | str | None:
             return "its messages are sums of more than a source, a destination and an edge"
     if x is None or src is None or not is_feature(x):
         return None
-    return EdgeSum(x, src, x_dst, edge, activation, slope)
+    return EdgeSum(x, src, x_dst, edge, activation, slope, offset)
 
 
 def terms_of(value: Instr) -> list[Instr]:
@@ -101,34 +110,21 @@ def terms_of(value: Instr) -> list[Instr]:
     return [value]
 
 
-def _fused(rewriter: Rewriter, scatter: Instr, found: EdgeSum) -> Instr:
-    _, dst, num_rows, reduce = scatter.args.values()
-    parts = found.x_dst, found.edge, found.activation, found.slope
-    return insert_messages(rewriter, scatter, found.src, dst, num_rows, found.x, *parts, reduce)
-
-
 def insert_messages(
-    rewriter: Rewriter,
-    scatter: Instr,
-    src: Instr,
-    dst: Instr,
-    num_rows: Any,
-    x: Instr,
-    x_dst: Instr | None,
-    edge: Instr | None,
-    activation: str,
-    slope: float,
-    reduce: str,
+    rewriter: Rewriter, scatter: Instr, found: EdgeSum, reduce: str, temperature: Any = None
 ) -> Instr:
     """`aggregate_messages` in the place of a scatter, with the CSR that it reads."""
+    _, dst, num_rows, _ = scatter.args.values()
 
     def insert(op: str, *args: Any) -> Instr:
         return rewriter.insert(scatter, op, *args)
 
-    csr = insert("compress", src, dst, num_rows)
+    csr = insert("compress", found.src, dst, num_rows)
     parts = (insert("getitem", csr, i) for i in range(3))
-    args = (*_edge_features(edge), activation, slope, reduce)
-    return insert("aggregate_messages", x, *parts, x_dst, *args)
+    args = [*_edge_features(found.edge), found.activation, found.slope, reduce]
+    if found.offset or temperature is not None:
+        args += [found.offset, temperature]
+    return insert("aggregate_messages", found.x, *parts, found.x_dst, *args)
 
 
 def _edge_features(edge: Instr | None) -> tuple[Any, Any, Any]:

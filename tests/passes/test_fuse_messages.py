@@ -71,6 +71,14 @@ def test_reductions_and_activations(reduce: str, activation: str) -> None:
     check_values(before, after, *_values())
 
 
+def test_a_number_is_added_to_messages_in_place() -> None:
+    text = GINE.replace("  y: f32", "  o: f32[E, 8] = aten.add.Tensor(m, 1e-07)\n  y: f32")
+    before, after, _ = rewrite(FuseMessages(), text.replace("scatter(m", "scatter(o"))
+    (fused,) = after.find("aggregate_messages")
+    assert fused.args["offset"] == 1e-7
+    check_values(before, after, *_values())
+
+
 def test_wide_features_of_edges_are_multiplied_before() -> None:
     before, after, _ = rewrite(
         FuseMessages(), GINE.replace("[8, 3]", "[8, 9]").replace("E, 3", "E, 9")
