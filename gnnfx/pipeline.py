@@ -6,7 +6,6 @@ from gnnfx.pass_manager import Pass
 from gnnfx.passes.canonicalize import Canonicalize
 from gnnfx.passes.choose_qparams import ChooseQparams
 from gnnfx.passes.distribute_linear import DistributeLinear
-from gnnfx.passes.drop_unit_axes import DropUnitAxes
 from gnnfx.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from gnnfx.passes.fold_attention_scores import FoldAttentionScores
 from gnnfx.passes.fold_batch_norm import FoldBatchNorm
@@ -46,6 +45,7 @@ from gnnfx.passes.select_quantized_sparse_linear import SelectQuantizedSparseLin
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
 from gnnfx.passes.separate_norm import SeparateNorm
 from gnnfx.passes.split_edge_types import SplitEdgeTypes
+from gnnfx.passes.unbind_axes import UnbindAxes
 from gnnfx.policy import Policy
 
 
@@ -71,7 +71,7 @@ def float_passes(policy: Policy) -> list[Pass]:
         *([Prune(), *removal_passes()] if policy.prune is not None else []),
         FoldBatchNorm(),
         FoldAttentionScores(),
-        DropUnitAxes(),
+        UnbindAxes(),
         DistributeLinear(),
         EliminateCommonSubexpressions(),
         FuseReductions(),

@@ -1,14 +1,16 @@
-"""distribute-linear and drop-unit-axes: what they rewrite and leave, and that values stay."""
+"""distribute-linear and unbind-axes: what they rewrite and leave, and that values stay."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch_geometric.nn as pyg
 
+import gnnfx
 from gnnfx.ir.text import parse
 from gnnfx.pass_manager import PassContext
 from gnnfx.passes.distribute_linear import DistributeLinear
-from gnnfx.passes.drop_unit_axes import DropUnitAxes
+from gnnfx.passes.unbind_axes import UnbindAxes
 from tests.passes.rewriting import body, check_second_run, check_values, dump, edges, rewrite
 
 EDGE_CONV = """\
@@ -120,13 +122,71 @@ def test_joined_rows_that_nothing_gathers_stay() -> None:
 
 
 def test_an_axis_of_one_goes() -> None:
-    before, after, _ = rewrite(DropUnitAxes(), TOWER)
+    before, after, _ = rewrite(UnbindAxes(), TOWER)
     assert all("1," not in str(i.type) for i in after.instrs if i.op in ("gather", "scatter"))
     check_values(before, after, torch.randn(6, 8), *edges(6, 20), torch.randn(6, 1, 1))
-    check_second_run(DropUnitAxes(), after)
+    check_second_run(UnbindAxes(), after)
 
 
 @pytest.mark.parametrize("op", ["aten.exp.default(r)", "aten.sum.dim_IntList(r, [1], True)"])
 def test_an_axis_of_an_unknown_op_stays(op: str) -> None:
-    before, after, _ = rewrite(DropUnitAxes(), TOWER.replace("aten.mul.Tensor(r, s)", op))
+    before, after, _ = rewrite(UnbindAxes(), TOWER.replace("aten.mul.Tensor(r, s)", op))
     assert after is before
+
+
+TOWERS = """\
+program towers(x: f32[N, 8], y: f32[N, 16], src: i64[E], dst: i64[E], s: f32[N, 1, 1])
+  w: f32[4, 16] = param('w')
+  v: f32[4, 16] = param('v')
+  n: int[N] = aten.sym_size.int(x, 0)
+  a: f32[N, 1, 8] = aten.unsqueeze.default(x, 1)
+  b: f32[N, 2, 8] = aten.repeat.default(a, [1, 2, 1])
+  c: f32[N, 2, 8] = aten.view.default(y, [-1, 2, 8])
+  d: f32[E, 2, 8] = gather(b, src)
+  e: f32[E, 2, 8] = gather(c, dst)
+  f: f32[E, 2, 16] = aten.cat.default([d, e], -1)
+  g: f32[E, 16] = aten.select.int(f, 1, 0)
+  h: f32[E, 16] = aten.select.int(f, 1, -1)
+  i: f32[E, 4] = aten.linear.default(g, w)
+  j: f32[E, 4] = aten.linear.default(h, v)
+  k: f32[E, 2, 4] = aten.stack.default([i, j], 1)
+  l: f32[N, 2, 4] = scatter(k, dst, n, 'max')
+  m: f32[N, 2, 4] = aten.mul.Tensor(l, s)
+  o: f32[N, 4] = aten.select.int(m, 1, 0)
+  p: f32[N, 4] = aten.select.int(m, -2, 1)
+  q: f32[N, 8] = aten.cat.default([o, p], 1)
+  return (q,)
+"""
+
+
+def test_towers_are_matrices() -> None:
+    before, after, _ = rewrite(UnbindAxes(), TOWERS)
+    assert all("2, " not in str(i.type) for i in after.instrs)
+    values = (torch.randn(6, 8), torch.randn(6, 16), *edges(6, 20), torch.randn(6, 1, 1))
+    check_values(before, after, *values)
+    check_second_run(UnbindAxes(), after)
+
+
+def test_towers_that_are_read_together_are_computed_together() -> None:
+    before, after, _ = rewrite(UnbindAxes(), TOWERS.replace("return (q,)", "return (q, l)"))
+    assert body(after).count("scatter") == 1
+    values = (torch.randn(6, 8), torch.randn(6, 16), *edges(6, 20), torch.randn(6, 1, 1))
+    check_values(before, after, *values)
+
+
+@pytest.mark.parametrize("divide", [True, False])
+def test_pna_with_towers(divide: bool) -> None:
+    torch.manual_seed(0)
+    scalers = ["identity", "amplification", "attenuation"]
+    layer = pyg.PNAConv(
+        *(12, 8, ["mean", "min", "max", "std"], scalers, torch.tensor([1, 4, 9, 4])),
+        towers=4,
+        edge_dim=3,
+        divide_input=divide,
+    ).eval()
+    inputs = (torch.randn(30, 12), torch.stack(edges(30, 200)), torch.randn(200, 3))
+    module = gnnfx.optimize(layer, "fp32", inputs)
+    assert module.ir().count("= aggregate_many(") == 4
+    assert "stack" not in module.ir()
+    with torch.no_grad():
+        torch.testing.assert_close(module(*inputs), layer(*inputs), rtol=1e-4, atol=1e-4)
