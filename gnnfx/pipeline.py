@@ -30,6 +30,7 @@ from gnnfx.passes.insert_observers import InsertObservers
 from gnnfx.passes.lower_degrees import LowerDegrees
 from gnnfx.passes.lower_linear import LowerLinear
 from gnnfx.passes.merge_attention_scores import MergeAttentionScores
+from gnnfx.passes.merge_linear import MergeLinear
 from gnnfx.passes.observe_as_paper import ObserveAsPaper
 from gnnfx.passes.protect_nodes import ProtectNodes
 from gnnfx.passes.prune import Prune
@@ -73,6 +74,7 @@ def float_passes(policy: Policy) -> list[Pass]:
         FoldAttentionScores(),
         UnbindAxes(),
         DistributeLinear(),
+        MergeLinear(),
         EliminateCommonSubexpressions(),
         FuseReductions(),
         FuseGatedMessages(),

@@ -194,6 +194,14 @@ class Policy:
         """The first pattern of `skip` that the path `module` matches, or None."""
         return next((p for p in self.skip if matches(p, module)), None)
 
+    def patterns_of(self, module: str) -> tuple[str, ...]:
+        """The patterns of `skip` and of overrides that the path `module` matches.
+
+        Layers become one only if these are the same.
+        """
+        overrides = () if self.quantize is None else self.quantize.overrides
+        return tuple(p for p in (*self.skip, *overrides) if matches(p, module))
+
 
 # Degree-Quant's runs clip gradients, take percentiles as ranges and protect nodes of high degree.
 # At 4 bits the paper cuts off 1 % at each end; with 5 % of what is not zero, GIN's heavy tails

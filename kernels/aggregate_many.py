@@ -1,12 +1,15 @@
 """Several reductions over incoming edges at once: each row of x is read once for all of them.
 
-    y[i] = [r1 of m, r2 of m, ...] over the edges e into node i,  m[e] = x[src[e]] [+ x_dst[i]]
+    m[e] = x[src[e]] [+ x_dst[i]] [+ edge[perm[e]]]
+    y[i] = [r1 of m, r2 of m, ...] over the edges e into node i
 
 `reduces` names the reductions with commas between, in the order of the channels of y: sum, mean,
 min, max, var (mean of squares minus square of the mean) and std, which is the square root of var
 but 0 where that is at most sqrt(1e-5), as PyG's standard deviation is.  A node without edges
 gets 0.  What is added to every message of a node moves out of the reduction, so `x_dst` is read
-once a node.  `quantized_aggregate_many` takes codes and reduces them exactly.
+once a node.  `edge` holds features in the order of the user's edge list; with `edge_weight` [C, D]
+they are [E, D] and pass a linear layer first.  `quantized_aggregate_many` takes codes for x and,
+without features of edges, reduces them exactly.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.csr import (
@@ -63,13 +67,23 @@ def _std(var: Tensor) -> Tensor:
 
 
 def aggregate_many_reference(
-    x: Tensor, rowptr: Tensor, src: Tensor, reduces: str, x_dst: Tensor | None = None
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    reduces: str,
+    x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
 ) -> Tensor:
-    """float32 `x` [S, C] and `x_dst` [N, C]: [N, R * C] for R reductions."""
+    """float32 `x` [S, C], `x_dst` [N, C], `edge` [E, C] or [E, D]: [N, R * C] for R reductions."""
     num_rows, rows = rowptr.shape[0] - 1, row_of_edge(rowptr, src.shape[0])
     messages = x.index_select(0, src)
     if x_dst is not None:
         messages = messages + x_dst.index_select(0, rows)
+    if edge is not None and perm is not None:
+        messages = messages + features_of_edges(perm, edge, edge_weight, edge_bias)
     degree = degrees(rowptr)[:, None]
 
     def sum_of(values: Tensor) -> Tensor:
@@ -86,14 +100,57 @@ def aggregate_many_reference(
 
 
 def aggregate_many_fake(
-    x: Tensor, rowptr: Tensor, src: Tensor, reduces: str, x_dst: Tensor | None = None
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    reduces: str,
+    x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
 ) -> Tensor:
     check_csr(rowptr, src)
     if x.dtype != torch.float32 or x.dim() != 2:
         raise ValueError(f"x must be float32 [S, C], got {x.dtype} {tuple(x.shape)}")
     num_rows, channels = rowptr.shape[0] - 1, x.shape[1]
     check_destination(num_rows, channels, x_dst)
+    check_features(src, channels, perm, edge, edge_weight, edge_bias)
     return x.new_empty((num_rows, len(names_of(reduces)) * channels))
+
+
+def features_of_edges(
+    perm: Tensor, edge: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """What edges add to their messages [E, C], in the order of destinations, for references."""
+    own = edge.index_select(0, perm)
+    return own if weight is None else functional.linear(own, weight, bias)
+
+
+def check_features(
+    src: Tensor,
+    channels: int,
+    perm: Tensor | None,
+    edge: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> None:
+    """Raise ValueError unless features of edges, with their order and layer, fit `channels`."""
+    width = channels
+    if weight is not None:
+        if edge is None or weight.dim() != 2 or weight.shape[0] != channels:
+            raise ValueError(
+                f"edge_weight must be [{channels}, D] for edges of D channels, "
+                f"got {tuple(weight.shape)}"
+            )
+        width = weight.shape[1]
+    if edge is not None:
+        if perm is None or perm.shape != src.shape:
+            raise ValueError(f"perm must be {tuple(src.shape)}, the order of the edges")
+        if tuple(edge.shape) != (src.shape[0], width):
+            raise ValueError(f"edge must be {(src.shape[0], width)}, got {tuple(edge.shape)}")
+    if bias is not None and tuple(bias.shape) != (channels,):
+        raise ValueError(f"edge_bias must be {(channels,)}, got {tuple(bias.shape)}")
 
 
 def check_destination(num_rows: int, channels: int, x_dst: Tensor | None) -> None:
@@ -106,14 +163,29 @@ def check_destination(num_rows: int, channels: int, x_dst: Tensor | None) -> Non
 
 
 def aggregate_many_cost(
-    x: Tensor, rowptr: Tensor, src: Tensor, reduces: str, x_dst: Tensor | None = None
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    reduces: str,
+    x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
 ) -> Cost:
     """Each edge reads a row of x and does an operation a channel and reduction."""
     num_rows, edges, count = rowptr.shape[0] - 1, src.shape[0], len(names_of(reduces))
     channels = x.shape[1]
     gathered = 4 * channels * edges
     moved = gathered + 4 * channels * num_rows * count + num_bytes(rowptr, src, x_dst)
-    return Cost(edges * channels * count, moved, gathered)
+    flops = edges * channels * count + _edge_flops(edges, edge, edge_weight)
+    return Cost(flops, moved + num_bytes(perm, edge, edge_weight, edge_bias), gathered)
+
+
+def _edge_flops(edges: int, edge: Tensor | None, weight: Tensor | None) -> int:
+    if weight is not None:
+        return 2 * edges * weight.numel()
+    return 0 if edge is None else edge.numel()
 
 
 _SAMPLED = ("mean,min,max,std", "max", "var,sum")
@@ -130,7 +202,29 @@ def aggregate_many_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
         rows, rowptr, src = graphs[(i + i // 8) % len(graphs)]
         x_dst = rand(rowptr.shape[0] - 1, channels) if i % 3 else None
         reduces = _SAMPLED[i % len(_SAMPLED)]
-        yield arguments(aggregate_many_reference, rand(rows, channels), rowptr, src, reduces, x_dst)
+        yield arguments(
+            *(aggregate_many_reference, rand(rows, channels), rowptr, src, reduces, x_dst),
+            *_sample_edges(i, channels, rowptr, src, generator),
+        )
+
+
+def _sample_edges(
+    number: int, channels: int, rowptr: Tensor, src: Tensor, generator: torch.Generator
+) -> tuple[Tensor | None, ...]:
+    """No features of edges; as many as channels; few or many that pass a layer."""
+    device, edges, kind = src.device, src.shape[0], (number + number // 4) % 4
+    if kind == 0:
+        return None, None, None, None
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    perm = torch.randperm(edges, generator=generator).to(device, rowptr.dtype)
+    if kind == 1:
+        return perm, rand(edges, channels), None, None
+    width = (6, 40)[kind - 2]
+    bias = rand(channels) if number % 2 else None
+    return perm, rand(edges, width), rand(channels, width), bias
 
 
 def quantized_aggregate_many_reference(
@@ -142,6 +236,10 @@ def quantized_aggregate_many_reference(
     channels: int,
     reduces: str,
     x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     out_scale: Tensor | None = None,
     out_zero_point: Tensor | None = None,
     bits: int = 8,
@@ -149,8 +247,13 @@ def quantized_aggregate_many_reference(
 ) -> Tensor:
     """Codes `x` [S, C packed] of `channels`, float32 `x_dst` [N, C]: [N, R * C], floats or codes.
 
-    Sums of steps q - zero_point and of their squares are exact integers.
+    Without features of edges, sums of steps q - zero_point and of their squares are exact.
     """
+    if edge is not None:
+        values = scale * (unpack(x, channels, bits).int() - zero_point).float()
+        parts = (reduces, x_dst, perm, edge, edge_weight, edge_bias)
+        y = aggregate_many_reference(values, rowptr, src, *parts)
+        return _codes(y, out_scale, out_zero_point, out_bits)
     num_rows, rows = rowptr.shape[0] - 1, row_of_edge(rowptr, src.shape[0])
     steps = (unpack(x, channels, bits).long() - zero_point).index_select(0, src)
     count = (rowptr[1:] - rowptr[:-1]).long()[:, None]
@@ -169,10 +272,14 @@ def quantized_aggregate_many_reference(
         own = torch.zeros_like(value) if x_dst is None else x_dst.where(count > 0, 0.0)
         results[name] = value * scale + (own * count.float() if name == "sum" else own)
     y = torch.cat([results[name] for name in names_of(reduces)], 1)
-    if out_scale is None:
+    return _codes(y, out_scale, out_zero_point, out_bits)
+
+
+def _codes(y: Tensor, scale: Tensor | None, zero_point: Tensor | None, bits: int) -> Tensor:
+    """`y` as codes where there is a scale."""
+    if scale is None or zero_point is None:
         return y
-    assert out_zero_point is not None
-    return pack(to_codes(y, out_scale, out_zero_point, out_bits), out_bits)
+    return pack(to_codes(y, scale, zero_point, bits), bits)
 
 
 def quantized_aggregate_many_fake(
@@ -184,6 +291,10 @@ def quantized_aggregate_many_fake(
     channels: int,
     reduces: str,
     x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     out_scale: Tensor | None = None,
     out_zero_point: Tensor | None = None,
     bits: int = 8,
@@ -195,6 +306,7 @@ def quantized_aggregate_many_fake(
         raise ValueError(f"x must be codes [S, C], got {tuple(x.shape)}")
     num_rows, width = rowptr.shape[0] - 1, len(names_of(reduces)) * channels
     check_destination(num_rows, channels, x_dst)
+    check_features(src, channels, perm, edge, edge_weight, edge_bias)
     check_epilogue(num_rows, width, None, None, None, "none", out_scale, out_zero_point, out_bits)
     return empty_result(x, num_rows, width, out_scale, out_bits)
 
@@ -208,6 +320,10 @@ def quantized_aggregate_many_cost(
     channels: int,
     reduces: str,
     x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     out_scale: Tensor | None = None,
     out_zero_point: Tensor | None = None,
     bits: int = 8,
@@ -217,8 +333,10 @@ def quantized_aggregate_many_cost(
     num_rows, edges, count = rowptr.shape[0] - 1, src.shape[0], len(names_of(reduces))
     read = num_bytes(rowptr, src, x_dst, scale, zero_point, out_scale, out_zero_point)
     written = result_bytes(num_rows, count * channels, out_scale, out_bits)
+    read += num_bytes(perm, edge, edge_weight, edge_bias)
     gathered = edges * x.shape[1]
-    return Cost(edges * channels * count, gathered + read + written, gathered)
+    flops = edges * channels * count + _edge_flops(edges, edge, edge_weight)
+    return Cost(flops, gathered + read + written, gathered)
 
 
 def quantized_aggregate_many_samples(device: str = "cpu") -> Iterator[tuple[object, ...]]:
@@ -243,6 +361,7 @@ def quantized_aggregate_many_samples(device: str = "cpu") -> Iterator[tuple[obje
             channels,
             _SAMPLED[i % len(_SAMPLED)],
             torch.randn(num_rows, channels, generator=generator).to(device) if i % 4 else None,
+            *_sample_edges(i, channels, rowptr, src, generator),
             out_scale if i % 2 else None,
             out_zero_point if i % 2 else None,
             bits=bits,

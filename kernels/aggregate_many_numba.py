@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numba import njit
@@ -14,9 +16,37 @@ from gnnfx.kernels.aggregate_many import LEAST_STD, LEAST_VARIANCE, MANY_REDUCES
 from gnnfx.kernels.compile_numba import choose_lanes, compiled
 from gnnfx.kernels.csr import reject_large
 from gnnfx.kernels.csr_numba import piece_start, source, source_ahead
-from gnnfx.kernels.epilogue_numba import to_codes
+from gnnfx.kernels.epilogue_numba import (
+    CHANNELS,
+    OUT,
+    OUT_HIGH,
+    OUT_LOW,
+    OUT_SCALE,
+    OUT_ZERO_POINT,
+    PIECES,
+    ROWS,
+    epilogue_arguments,
+    to_codes,
+)
+from gnnfx.kernels.float_linear import LINEAR
 from gnnfx.kernels.memory import empty
-from gnnfx.kernels.quantize import code_range
+from gnnfx.kernels.messages_numba import (
+    EDGES,
+    FEW_FEATURES,
+    LISTED,
+    MULTIPLIED,
+    NO_EDGES,
+    ROWPTR,
+    SCALE,
+    SRC,
+    TEMPERATURE,
+    X_DST,
+    ZERO_POINT,
+    X,
+    load_own,
+    prefetch_parts,
+    sum_parts,
+)
 from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
@@ -43,9 +73,7 @@ from gnnfx.kernels.vectors_numba import (
     zero_up_to,
 )
 
-PIECES, ROWS, CHANNELS, OUT = 1, 2, 3, 4
-X, SRC, ROWPTR, EDGES, X_DST, WIDTH, SCALE, ZERO_POINT = range(5, 13)
-OUT_SCALE, OUT_ZERO_POINT, OUT_LOW, OUT_HIGH = range(13, 17)
+WIDTH = TEMPERATURE + 1
 # The most edges whose codes, and squares of codes, fit int16 and int32 sums.
 _FLUSH, _FLUSH_SQUARES = 256, 65536
 _OPERATIONS_SHIFT = 2
@@ -69,17 +97,17 @@ def _deviation(var):
     return zero_up_to(std, splat_f32_like(np.float32(LEAST_STD), var))
 
 
-def _many(lanes, sum_at, mean_at, min_at, max_at, var_at, std_at):
-    """Reductions of floats; where each stands among the results, -1 if it is not wanted."""
+def _many(lanes, coded, edges, sum_at, mean_at, min_at, max_at, var_at, std_at):
+    """Reductions in floats; where each stands among the results, -1 if it is not wanted."""
     squares = var_at >= 0 or std_at >= 0
     totals = sum_at >= 0 or mean_at >= 0 or squares
     lows, highs = min_at >= 0, max_at >= 0
     infinity = np.float32(np.inf)
-    row_bytes = 4 * lanes
+    size = 1 if coded else 4
+    row_bytes, edge_bytes = size * lanes, 4 * lanes
 
     def kernel(a):
-        rows, channels, rowptr, src, x = a[ROWS], a[CHANNELS], a[ROWPTR], a[SRC], a[X]
-        last_edge = a[EDGES] - 1
+        rows, channels, rowptr = a[ROWS], a[CHANNELS], a[ROWPTR]
         while True:
             piece = take_piece(a)
             if piece >= a[PIECES]:
@@ -91,8 +119,8 @@ def _many(lanes, sum_at, mean_at, min_at, max_at, var_at, std_at):
                 channel = 0
                 while channel < channels:
                     channel = min(channel, channels - lanes)
-                    column = x + 4 * channel
-                    total = splat_f32(np.float32(0), lanes)
+                    zero = splat_f32(np.float32(0), lanes)
+                    total = zero
                     square = splat_f32(np.float32(0), lanes)
                     least = splat_f32(infinity, lanes)
                     most = splat_f32(-infinity, lanes)
@@ -101,15 +129,15 @@ def _many(lanes, sum_at, mean_at, min_at, max_at, var_at, std_at):
                     shift = splat_f32(np.float32(0), lanes)
                     if first < stop:
                         if squares:
-                            shift = load_f32(column + 4 * channels * source(src, first), lanes)
-                        if a[X_DST] != 0:
-                            own = load_f32(a[X_DST] + 4 * (row * channels + channel), lanes)
+                            shift = sum_parts(a, first, channel, channels, zero, coded, True, edges)
+                        own = load_own(a, row, channel, channels, zero)
                     else:
                         least, most = total, total
                     for edge in range(first, stop):
-                        ahead = source_ahead(src, edge, last_edge)
-                        prefetch(column + 4 * channels * ahead, row_bytes)
-                        value = load_f32(column + 4 * channels * source(src, edge), lanes)
+                        prefetch_parts(
+                            a, edge, channel, False, True, edges, size, row_bytes, edge_bytes
+                        )
+                        value = sum_parts(a, edge, channel, channels, zero, coded, True, edges)
                         if totals:
                             total = total + value
                         if squares:
@@ -230,25 +258,41 @@ def _many_codes(lanes, sum_at, mean_at, min_at, max_at, var_at, std_at):
 
 
 def reject_aggregate_many(
-    x: Tensor, rowptr: Tensor, src: Tensor, reduces: str, x_dst: Tensor | None = None
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    reduces: str,
+    x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
 ) -> str | None:
-    return _reject(x, rowptr, src, x_dst)
+    return _reject(rowptr, src, x=x, x_dst=x_dst, perm=perm, edge=edge)
 
 
-def _reject(x: Tensor, rowptr: Tensor, src: Tensor, x_dst: Tensor | None) -> str | None:
-    for name, operand in (("x", x), ("x_dst", x_dst)):
+def _reject(rowptr: Tensor, src: Tensor, **operands: Tensor | None) -> str | None:
+    for name, operand in operands.items():
         if operand is not None and not operand.is_contiguous():
             return f"{name} is not contiguous"
     return reject_large(rowptr, src)
 
 
 def aggregate_many(
-    x: Tensor, rowptr: Tensor, src: Tensor, reduces: str, x_dst: Tensor | None = None
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    reduces: str,
+    x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
 ) -> Tensor:
     shape = (rowptr.shape[0] - 1, len(names_of(reduces)) * x.shape[1])
     out = empty(shape)
-    places = [0, 0, 0, 0, 0, 0]
-    _launch(_many, out, x, rowptr, src, x.shape[1], reduces, x_dst, places, 0)
+    parts = _Parts(x, rowptr, src, x_dst, perm, edge, edge_weight, edge_bias)
+    _launch(out, parts, x.shape[1], reduces)
     return out
 
 
@@ -261,12 +305,16 @@ def reject_quantized_aggregate_many(
     channels: int,
     reduces: str,
     x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     out_scale: Tensor | None = None,
     out_zero_point: Tensor | None = None,
     bits: int = 8,
     out_bits: int = 8,
 ) -> str | None:
-    return _reject(x, rowptr, src, x_dst)
+    return _reject(rowptr, src, x=x, x_dst=x_dst, perm=perm, edge=edge)
 
 
 def quantized_aggregate_many(
@@ -278,6 +326,10 @@ def quantized_aggregate_many(
     channels: int,
     reduces: str,
     x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     out_scale: Tensor | None = None,
     out_zero_point: Tensor | None = None,
     bits: int = 8,
@@ -287,25 +339,50 @@ def quantized_aggregate_many(
     dtype = torch.float32 if out_scale is None else torch.int8
     out = empty(shape, dtype)
     codes = unpack_codes(x, channels, bits)
-    places = [
-        *(address(scale), address(zero_point)),
-        *(address(out_scale), address(out_zero_point), *code_range(out_bits)),
-    ]
-    shift = _OPERATIONS_SHIFT
-    _launch(_many_codes, out, codes, rowptr, src, channels, reduces, x_dst, places, shift)
+    parts = _Parts(codes, rowptr, src, x_dst, perm, edge, edge_weight, edge_bias, scale, zero_point)
+    _launch(out, parts, channels, reduces, (out_scale, out_zero_point, out_bits))
     return out if out_scale is None else pack_codes(out, out_bits)
 
 
-def _launch(make, out, x, rowptr, src, channels, reduces, x_dst, places, shift) -> None:
-    """Fill `out` by the kernel that `make` defines; `places` are SCALE to OUT_HIGH."""
+class _Parts(NamedTuple):
+    """What messages are sums of, with the scale of `x` if it holds codes."""
+
+    x: Tensor
+    rowptr: Tensor
+    src: Tensor
+    x_dst: Tensor | None
+    perm: Tensor | None
+    edge: Tensor | None
+    edge_weight: Tensor | None
+    edge_bias: Tensor | None
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+
+
+def _launch(
+    out: Tensor, parts: _Parts, channels: int, reduces: str, qparams=(None, None, 8)
+) -> None:
+    """Fill `out` [N, R * C] with the reductions; codes without features of edges in integers."""
     if out.numel() == 0:
         return
-    num_rows, edges, names = rowptr.shape[0] - 1, src.shape[0], names_of(reduces)
-    at = [names.index(name) if name in names else -1 for name in MANY_REDUCES]
-    kernel = compiled(make, choose_lanes(channels, 64), *at)
+    x, rowptr, src, x_dst, perm, edge, weight, bias, scale, zero_point = parts
+    num_rows, num_edges, names = rowptr.shape[0] - 1, src.shape[0], names_of(reduces)
+    if edge is not None and weight is not None and weight.shape[1] > FEW_FEATURES:
+        edge, weight, bias = LINEAR.run(edge, weight, bias), None, None
+    edges = NO_EDGES if edge is None else LISTED if weight is None else MULTIPLIED
+    by_feature = None if weight is None else weight.t().contiguous()
+    features = 0 if weight is None else weight.shape[1]
     args = [
-        *(num_rows, channels, address(out), address(x), address(src), address(rowptr), edges),
-        *(address(x_dst), out.shape[1], *places),
+        *epilogue_arguments(num_rows, channels, out, None, None, None, "none", *qparams),
+        *(address(x), address(src), address(rowptr), num_edges, address(x_dst), address(edge)),
+        *(address(perm), address(scale), address(zero_point), 0, num_edges, 0, 0, 0),
+        *(address(by_feature), address(bias), features, 0, out.shape[1]),
     ]
-    operations = (edges + num_rows) * channels * len(names) >> shift
+    at = [names.index(name) if name in names else -1 for name in MANY_REDUCES]
+    lanes, shift = choose_lanes(channels, 64), 0
+    if scale is not None and edge is None:
+        kernel, shift = compiled(_many_codes, lanes, *at), _OPERATIONS_SHIFT
+    else:
+        kernel = compiled(_many, lanes, scale is not None, edges, *at)
+    operations = (num_edges + num_rows) * channels * len(names) >> shift
     launch(kernel, count_pieces(operations, num_rows), args)

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gnnfx.kernels.aggregate_many import LEAST_STD, LEAST_VARIANCE, MANY_REDUCES, names_of
+from gnnfx.kernels.aggregate_messages_triton import load_sum
 from gnnfx.kernels.codes_triton import (
     EXACT,
     load_codes,
@@ -99,11 +100,23 @@ def _store_all(
 @triton.jit
 def _aggregate_many(
     x_ptr,
+    scale_ptr,
+    zero_point_ptr,
     rowptr_ptr,
     src_ptr,
     x_dst_ptr,
+    perm_ptr,
+    edge_ptr,
+    edge_weight_ptr,
+    edge_bias_ptr,
+    out_scale_ptr,
+    out_zero_point_ptr,
     out_ptr,
     channels,
+    x_width,
+    features,
+    BITS: tl.constexpr,
+    OUT_BITS: tl.constexpr,
     SUM: tl.constexpr,
     MEAN: tl.constexpr,
     MIN: tl.constexpr,
@@ -114,7 +127,7 @@ def _aggregate_many(
     BLOCK_E: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """y (f32 [N, COUNT * C]) from x (f32 [S, C]) and x_dst (f32 [N, C])."""
+    """y [N, COUNT * C] from x [S, C], floats or codes, x_dst (f32 [N, C]) and features of edges."""
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * BLOCK_C
     start, end = load_row_bounds(rowptr_ptr, row)
@@ -127,12 +140,33 @@ def _aggregate_many(
         edges = edge + tl.arange(0, BLOCK_E)
         live = edges < end
         sources = tl.load(src_ptr + edges, mask=live, other=0).to(tl.int64)
-        values = load_rows(x_ptr, sources, live, first, channels, BLOCK_C)
+        places = edges
+        if edge_ptr is not None:
+            places = tl.load(perm_ptr + edges, mask=live, other=0).to(tl.int64)
+        values = load_sum(
+            x_ptr,
+            scale_ptr,
+            zero_point_ptr,
+            sources,
+            None,
+            sources,
+            edge_ptr,
+            edge_weight_ptr,
+            edge_bias_ptr,
+            places,
+            live,
+            first,
+            channels,
+            x_width,
+            features,
+            BITS,
+            BLOCK_C,
+        )
         if MIN >= 0:
             least = reduce_edges(least, values, live, "min")
         if MAX >= 0:
             most = reduce_edges(most, values, live, "max")
-        wide = values.to(tl.float64)
+        wide = tl.where(live[:, None], values, 0.0).to(tl.float64)
         sums += wide
         if VAR >= 0 or STD >= 0:
             squares += wide * wide
@@ -153,8 +187,8 @@ def _aggregate_many(
         channels,
         x_dst_ptr,
         out_ptr,
-        None,
-        None,
+        out_scale_ptr,
+        out_zero_point_ptr,
         SUM,
         MEAN,
         MIN,
@@ -162,7 +196,7 @@ def _aggregate_many(
         VAR,
         STD,
         COUNT,
-        8,
+        OUT_BITS,
     )
 
 
@@ -247,21 +281,79 @@ def _quantized_aggregate_many(
 
 
 def reject_aggregate_many(
-    x: Tensor, rowptr: Tensor, src: Tensor, reduces: str, x_dst: Tensor | None = None
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    reduces: str,
+    x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
 ) -> str | None:
-    return reject_strided(x=x, rowptr=rowptr, src=src, x_dst=x_dst)
+    edges = {"perm": perm, "edge": edge, "edge_bias": edge_bias}
+    return reject_strided(x=x, rowptr=rowptr, src=src, x_dst=x_dst, **edges)
 
 
 def aggregate_many(
-    x: Tensor, rowptr: Tensor, src: Tensor, reduces: str, x_dst: Tensor | None = None
+    x: Tensor,
+    rowptr: Tensor,
+    src: Tensor,
+    reduces: str,
+    x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
 ) -> Tensor:
-    rows, channels = rowptr.shape[0] - 1, x.shape[1]
-    places = _places(reduces)
-    out = x.new_empty((rows, places["COUNT"] * channels))
-    blocks = _tile(src.shape[0], rows, channels)
-    grid = (rows, triton.cdiv(channels, blocks["BLOCK_C"]))
-    _aggregate_many[grid](x, rowptr, src, x_dst, out, channels, **places, **blocks, **EXACT)
+    rows, places = rowptr.shape[0] - 1, _places(reduces)
+    out = x.new_empty((rows, places["COUNT"] * x.shape[1]))
+    edges = (perm, edge, edge_weight, edge_bias)
+    _launch_floats(out, x, None, None, rowptr, src, x.shape[1], places, x_dst, edges, (None, None))
     return out
+
+
+def _launch_floats(
+    out,
+    x,
+    scale,
+    zero_point,
+    rowptr,
+    src,
+    channels,
+    places,
+    x_dst,
+    edges,
+    qparams,
+    bits=8,
+    out_bits=8,
+) -> None:
+    """Fill `out` with reductions of floats, or of codes of x as floats where it has a scale."""
+    rows, (perm, edge, weight, bias) = rowptr.shape[0] - 1, edges
+    blocks = _tile(src.shape[0], rows, channels)
+    _aggregate_many[(rows, triton.cdiv(channels, blocks["BLOCK_C"]))](
+        x,
+        scale,
+        zero_point,
+        rowptr,
+        src,
+        x_dst,
+        perm,
+        edge,
+        # Neighbouring lanes hold neighbouring channels.
+        None if weight is None else weight.t().contiguous(),
+        bias,
+        *qparams,
+        out,
+        channels,
+        x.shape[1],
+        1 if edge is None else edge.shape[1],
+        BITS=bits,
+        OUT_BITS=out_bits,
+        **places,
+        **blocks,
+        **EXACT,
+    )
 
 
 def reject_quantized_aggregate_many(
@@ -273,12 +365,17 @@ def reject_quantized_aggregate_many(
     channels: int,
     reduces: str,
     x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     out_scale: Tensor | None = None,
     out_zero_point: Tensor | None = None,
     bits: int = 8,
     out_bits: int = 8,
 ) -> str | None:
-    return reject_strided(x=x, rowptr=rowptr, src=src, x_dst=x_dst)
+    edges = {"perm": perm, "edge": edge, "edge_bias": edge_bias}
+    return reject_strided(x=x, rowptr=rowptr, src=src, x_dst=x_dst, **edges)
 
 
 def quantized_aggregate_many(
@@ -290,6 +387,10 @@ def quantized_aggregate_many(
     channels: int,
     reduces: str,
     x_dst: Tensor | None = None,
+    perm: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     out_scale: Tensor | None = None,
     out_zero_point: Tensor | None = None,
     bits: int = 8,
@@ -298,6 +399,11 @@ def quantized_aggregate_many(
     rows, places = rowptr.shape[0] - 1, _places(reduces)
     dtype = torch.float32 if out_scale is None else torch.int8
     out = x.new_empty((rows, places["COUNT"] * channels), dtype=dtype)
+    if edge is not None:
+        edges, qparams = (perm, edge, edge_weight, edge_bias), (out_scale, out_zero_point)
+        parts = (out, x, scale, zero_point, rowptr, src, channels, places, x_dst, edges, qparams)
+        _launch_floats(*parts, bits, out_bits)
+        return out if out_scale is None else pack(out, out_bits)
     blocks = _tile(src.shape[0], rows, channels)
     _quantized_aggregate_many[(rows, triton.cdiv(channels, blocks["BLOCK_C"]))](
         x,

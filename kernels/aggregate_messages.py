@@ -22,7 +22,11 @@ from torch.nn import functional
 
 from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.aggregate import reduce_rows
-from gnnfx.kernels.aggregate_many import check_destination
+from gnnfx.kernels.aggregate_many import (
+    check_destination,
+    check_features,
+    features_of_edges,
+)
 from gnnfx.kernels.csr import (
     REDUCES,
     arguments,
@@ -87,10 +91,7 @@ def messages_of(
     if x_dst is not None:
         messages = messages + x_dst.index_select(0, row_of_edge(rowptr, src.shape[0]))
     if edge is not None:
-        own = edge.index_select(0, perm)
-        if edge_weight is not None:
-            own = functional.linear(own, edge_weight, edge_bias)
-        messages = messages + own
+        messages = messages + features_of_edges(perm, edge, edge_weight, edge_bias)
     return activate(messages, activation, slope)
 
 
@@ -176,18 +177,7 @@ def check_messages(
     check_csr(rowptr, src)
     check_csr(rowptr, perm)
     check_destination(rowptr.shape[0] - 1, channels, x_dst)
-    width = channels
-    if edge_weight is not None:
-        if edge is None or edge_weight.dim() != 2 or edge_weight.shape[0] != channels:
-            raise ValueError(
-                f"edge_weight must be [{channels}, D] for edges of D channels, "
-                f"got {tuple(edge_weight.shape)}"
-            )
-        width = edge_weight.shape[1]
-    if edge is not None and tuple(edge.shape) != (src.shape[0], width):
-        raise ValueError(f"edge must be {(src.shape[0], width)}, got {tuple(edge.shape)}")
-    if edge_bias is not None and tuple(edge_bias.shape) != (channels,):
-        raise ValueError(f"edge_bias must be {(channels,)}, got {tuple(edge_bias.shape)}")
+    check_features(src, channels, perm, edge, edge_weight, edge_bias)
     if activation not in MESSAGE_ACTIVATIONS:
         raise ValueError(
             f"message_activation must be one of {MESSAGE_ACTIVATIONS}, got {activation!r}"

@@ -19,15 +19,13 @@ from torch import Tensor
 
 from gnnfx.kernels.aggregate_messages import (
     MESSAGE_ACTIVATIONS,
-    PLAIN_ACTIVATIONS,
     reduced_channels,
 )
 from gnnfx.kernels.compile_numba import choose_lanes, compiled
 from gnnfx.kernels.csr import reject_large
-from gnnfx.kernels.csr_numba import piece_start, source, source_ahead
+from gnnfx.kernels.csr_numba import piece_start, source_ahead
 from gnnfx.kernels.epilogue_numba import (
     CHANNELS,
-    FIRST_FREE,
     OUT,
     OUT_HIGH,
     OUT_LOW,
@@ -43,162 +41,50 @@ from gnnfx.kernels.epilogue_numba import (
 )
 from gnnfx.kernels.float_linear import LINEAR
 from gnnfx.kernels.memory import empty
+from gnnfx.kernels.messages_numba import (
+    EDGES,
+    FEW_FEATURES,
+    FIRST_EDGE,
+    GLU,
+    IN_TILE,
+    LAST_EDGE,
+    LISTED,
+    MEAN,
+    MULTIPLIED,
+    NEXT_PARTIAL,
+    NO_EDGES,
+    PARTIAL,
+    ROWPTR,
+    SRC,
+    TEMPERATURE,
+    X_DST,
+    X,
+    activate,
+    load_own,
+    make_message,
+    prefetch_parts,
+    sum_parts,
+)
 from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
 from gnnfx.kernels.threads import address, count_pieces, launch
 from gnnfx.kernels.vectors_numba import (
     exp,
     greater,
-    leaky_relu,
     lesser,
     load_f32,
     load_f32_like,
-    load_i8_like,
     multiply_add,
     prefetch,
     read_f32,
     read_i32,
-    relu,
     splat_f32,
     splat_f32_like,
-    splat_i32_like,
     store,
     take_piece,
-    to_f32,
-    where_positive,
-    widen_i32,
 )
 
-# Places of the operands of a message, which two kernels share.
-X, SRC, ROWPTR, EDGES, X_DST, EDGE, PERM, SCALE, ZERO_POINT = range(FIRST_FREE, FIRST_FREE + 9)
-FIRST_EDGE, LAST_EDGE, MEAN, PARTIAL, NEXT_PARTIAL = range(FIRST_FREE + 9, FIRST_FREE + 14)
-EDGE_WEIGHT, EDGE_BIAS, EDGE_CHANNELS = range(FIRST_FREE + 14, FIRST_FREE + 17)
-TEMPERATURE = FIRST_FREE + 17
-# How features of edges are read: through `perm` from the user's order, or one after the other, or
-# as the product of few features with a weight.
-NO_EDGES, LISTED, IN_TILE, MULTIPLIED = range(4)
-_GLU = len(PLAIN_ACTIVATIONS)  # the first gated activation
-# Up to so many features of an edge, a product in registers is faster than one of a tile.
-_FEW_FEATURES = 32
 # Values of a tile in front of and behind its matrix product: a part of the cache of a core.
 _TILE_VALUES = 2**20
-
-
-@njit(forceinline=True)
-def _sigmoid(y):
-    """1 / (1 + exp(-y)), by the exponential of a number up to 0."""
-    one = splat_f32_like(np.float32(1), y)
-    small = exp(lesser(y, splat_f32_like(np.float32(0), y) - y))
-    return where_positive(y, one, small) / (one + small)
-
-
-@njit(forceinline=True)
-def _softplus(y):
-    """log(1 + exp(y)) = max(y, 0) + 2 atanh(t / (2 + t)) with t = exp(-|y|) up to 1."""
-    two = splat_f32_like(np.float32(2), y)
-    small = exp(lesser(y, splat_f32_like(np.float32(0), y) - y))
-    ratio = small / (small + two)
-    square = ratio * ratio
-    series = splat_f32_like(np.float32(1 / 13), y)
-    for divisor in (11, 9, 7, 5, 3, 1):
-        series = multiply_add(series, square, splat_f32_like(np.float32(1 / divisor), y))
-    return multiply_add(ratio * two, series, relu(y))
-
-
-@njit(forceinline=True)
-def _gate(value, gate, kind):
-    """The gated activation of that place in MESSAGE_ACTIVATIONS."""
-    return (value if kind == _GLU else _softplus(value)) * _sigmoid(gate)
-
-
-@njit(forceinline=True)
-def _activate(y, kind, slope):
-    """The plain activation of that place in MESSAGE_ACTIVATIONS on a vector."""
-    if kind == 1:
-        return relu(y)
-    if kind == 2:
-        return leaky_relu(y, splat_f32_like(slope, y))
-    if kind == 3:
-        return y * _sigmoid(y)
-    if kind == 4:
-        return _sigmoid(y)
-    return y
-
-
-@njit(forceinline=True)
-def _sum(a, edge, channel, channels, own, coded, reads_x, edges):
-    """A block of a message of so many channels before its activation, as many lanes as `own`.
-
-    The last three are known when this is compiled.
-    """
-    value = own
-    if reads_x:
-        place = source(a[SRC], edge) * channels + channel
-        if coded:
-            zero_point = splat_i32_like(read_i32(a[ZERO_POINT]), own)
-            steps = to_f32(widen_i32(load_i8_like(a[X] + place, own)) - zero_point)
-            value = value + splat_f32_like(read_f32(a[SCALE]), own) * steps
-        else:
-            value = value + load_f32_like(a[X] + 4 * place, own)
-    if edges == LISTED:
-        place = source(a[PERM], edge) * channels + channel
-        value = value + load_f32_like(a[EDGE] + 4 * place, own)
-    elif edges == IN_TILE:
-        place = (edge - a[FIRST_EDGE]) * channels + channel
-        value = value + load_f32_like(a[EDGE] + 4 * place, own)
-    elif edges == MULTIPLIED:
-        feature = a[EDGE] + 4 * source(a[PERM], edge) * a[EDGE_CHANNELS]
-        weight = a[EDGE_WEIGHT] + 4 * channel
-        for _ in range(a[EDGE_CHANNELS]):
-            factor = splat_f32_like(read_f32(feature), own)
-            value = multiply_add(factor, load_f32_like(weight, own), value)
-            feature += 4
-            weight += 4 * channels
-    return value
-
-
-@njit(forceinline=True)
-def _own(a, row, channel, channels, like):
-    """What is the same for all messages to a row: its own values and the bias of edges."""
-    own = splat_f32_like(np.float32(0), like)
-    if a[X_DST] != 0:
-        own = load_f32_like(a[X_DST] + 4 * (row * channels + channel), like)
-    if a[EDGE_BIAS] != 0:
-        own = own + load_f32_like(a[EDGE_BIAS] + 4 * channel, like)
-    return own
-
-
-@njit(forceinline=True)
-def _message(a, edge, channel, own, gate, coded, reads_x, edges, kind, slope, offset):
-    """A block of a message; `own` and `gate` are what all messages to a row have in common."""
-    channels = a[CHANNELS]
-    if kind < _GLU:
-        value = _sum(a, edge, channel, channels, own, coded, reads_x, edges)
-        value = _activate(value, kind, slope)
-    else:
-        value = _sum(a, edge, channel, 2 * channels, own, coded, reads_x, edges)
-        other = _sum(a, edge, channels + channel, 2 * channels, gate, coded, reads_x, edges)
-        value = _gate(value, other, kind)
-    return value if offset == 0 else value + splat_f32_like(offset, own)
-
-
-@njit(forceinline=True)
-def _prefetch(a, edge, channel, gated, reads_x, edges, size, row_bytes, edge_bytes):
-    """Ask for what the message of an edge some places ahead is made of."""
-    channels, last_edge = a[CHANNELS], a[EDGES] - 1
-    width = 2 * channels if gated else channels
-    if reads_x:
-        ahead = source_ahead(a[SRC], edge, last_edge) * width + channel
-        prefetch(a[X] + size * ahead, row_bytes)
-        if gated:
-            prefetch(a[X] + size * (ahead + channels), row_bytes)
-    if edges == LISTED:
-        ahead = source_ahead(a[PERM], edge, last_edge) * width + channel
-        prefetch(a[EDGE] + 4 * ahead, edge_bytes)
-        if gated:
-            prefetch(a[EDGE] + 4 * (ahead + channels), edge_bytes)
-    if edges == MULTIPLIED:
-        ahead = source_ahead(a[PERM], edge, last_edge) * a[EDGE_CHANNELS]
-        prefetch(a[EDGE] + 4 * ahead, 64)
 
 
 @njit(forceinline=True)
@@ -215,7 +101,7 @@ def _weigh(a, peak, first, stop, channel, own, gate, coded, edges, kind, slope, 
     zero = splat_f32_like(np.float32(0), own)
     heat, total, weights = _temperature(a, channel, own), zero, zero
     for edge in range(first, stop):
-        value = _message(a, edge, channel, own, gate, coded, True, edges, kind, slope, offset)
+        value = make_message(a, edge, channel, own, gate, coded, True, edges, kind, slope, offset)
         weight = exp(value * heat - peak)
         weights = weights + weight
         total = multiply_add(weight, value, total)
@@ -228,7 +114,7 @@ def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, offset, reduce):
     row_bytes, edge_bytes = size * lanes, 4 * lanes
     greatest, least, softmax = reduce == "max", reduce == "min", reduce == "softmax"
     start = np.float32(-np.inf if greatest or softmax else np.inf if least else 0)
-    gated = kind >= _GLU
+    gated = kind >= GLU
 
     def kernel(a):
         rows, channels, rowptr = a[ROWS], a[CHANNELS], a[ROWPTR]
@@ -250,19 +136,19 @@ def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, offset, reduce):
                 while channel < channels:
                     channel = min(channel, channels - lanes)
                     total = splat_f32(start, lanes)
-                    own = _own(a, row, channel, width, total)
+                    own = load_own(a, row, channel, width, total)
                     gate = own
                     if gated:
-                        gate = _own(a, row, channels + channel, width, total)
+                        gate = load_own(a, row, channels + channel, width, total)
                     if row_first == row_stop:
                         total = splat_f32(np.float32(0), lanes)
                     if row_first < begin_edge:
                         total = load_f32(a[PARTIAL] + 4 * channel, lanes)
                     for edge in range(first, stop):
-                        _prefetch(
+                        prefetch_parts(
                             a, edge, channel, gated, reads_x, edges, size, row_bytes, edge_bytes
                         )
-                        value = _message(
+                        value = make_message(
                             a, edge, channel, own, gate, coded, reads_x, edges, kind, slope, offset
                         )
                         if greatest:
@@ -319,11 +205,11 @@ def _write_messages(lanes, edges, kind, slope, to_bytes):
                     channel = 0
                     while channel < channels:
                         channel = min(channel, channels - lanes)
-                        own = _own(a, row, channel, channels, splat_f32(np.float32(0), lanes))
+                        own = load_own(a, row, channel, channels, splat_f32(np.float32(0), lanes))
                         ahead = source_ahead(a[SRC], edge, last_edge) * channels + channel
                         prefetch(a[X] + 4 * ahead, row_bytes)
-                        value = _sum(a, edge, channel, channels, own, False, True, edges)
-                        value = _activate(value, kind, slope)
+                        value = sum_parts(a, edge, channel, channels, own, False, True, edges)
+                        value = activate(value, kind, slope)
                         place = (edge - begin_edge) * channels + channel
                         if to_bytes:
                             scale, zero_point = read_f32(a[OUT_SCALE]), read_i32(a[OUT_ZERO_POINT])
@@ -366,7 +252,7 @@ class Messages:
             return NO_EDGES
         if self.edge_weight is None:
             return LISTED
-        few = self.edge_weight.shape[1] <= _FEW_FEATURES
+        few = self.edge_weight.shape[1] <= FEW_FEATURES
         return MULTIPLIED if few or not self.tiled else IN_TILE
 
     @property

@@ -85,7 +85,7 @@ def _load_edges(
 
 
 @triton.jit
-def _load_sum(
+def load_sum(
     x_ptr,
     scale_ptr,
     zero_point_ptr,
@@ -175,7 +175,7 @@ def _aggregate_messages(
         places = edges
         if edge_ptr is not None:
             places = tl.load(perm_ptr + edges, mask=live, other=0).to(tl.int64)
-        values = _load_sum(
+        values = load_sum(
             x_ptr,
             scale_ptr,
             zero_point_ptr,
@@ -195,7 +195,7 @@ def _aggregate_messages(
             BLOCK_C,
         )
         if MESSAGE_ACTIVATION >= FIRST_GATED:
-            gates = _load_sum(
+            gates = load_sum(
                 x_ptr,
                 scale_ptr,
                 zero_point_ptr,

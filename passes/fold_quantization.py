@@ -130,11 +130,11 @@ def _fold_aggregate(folder: _Folder, aggregate: Instr) -> Instr | None:
 
 
 def _fold_aggregate_many(folder: _Folder, aggregate: Instr) -> Instr | None:
-    x, rowptr, src, reduces, x_dst = aggregate.args.values()
+    x, rowptr, src, *rest = aggregate.args.values()
     if (quantized := folder.codes(x)) is None:
         return None
     codes, scale, zero_point, bits = quantized
-    args = (codes, scale, zero_point, rowptr, src, x.shape[-1], reduces, x_dst)
+    args = (codes, scale, zero_point, rowptr, src, x.shape[-1], *rest)
     return folder.rewriter.insert(aggregate, "quantized_aggregate_many", *args, bits=bits)
 
 

@@ -55,6 +55,10 @@ class FuseEdgeNetwork(Pass):
             if counts.of(scatter) > counts.of(messages):
                 ctx.missed(scatter, "nodes are more than edges, whose matrices are multiplied")
                 continue
+            layer, patterns = found.layer.module, ctx.policy.patterns_of
+            if not set(patterns(layer)) <= set(patterns(scatter.module)):
+                ctx.missed(scatter, f"the policy names {layer}, which makes its matrices")
+                continue
             rewriter.replace(scatter, _fused(rewriter, scatter, found))
             ctx.did(scatter, "multiplies sums over edges, and makes no matrix of an edge")
         return rewriter.finish()

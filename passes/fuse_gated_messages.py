@@ -24,6 +24,7 @@ from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 from gnnfx.passes.fuse_messages import REDUCES, EdgeSum, insert_messages, terms_of
+from gnnfx.policy import Policy
 
 _SOFTPLUS = {"beta": 1, "threshold": 20}
 
@@ -61,10 +62,22 @@ class FuseGatedMessages(Pass):
             match _gated(messages, dst):
                 case str(reason):
                     ctx.missed(scatter, reason)
+                case _Gated() as found if (named := _told_apart(found, ctx.policy)) is not None:
+                    ctx.missed(scatter, f"the policy tells {named} from the layers of its gates")
                 case _Gated() as found:
                     rewriter.replace(scatter, _fused(rewriter, scatter, found))
                     ctx.did(scatter, "makes its gated messages while it reduces them")
         return rewriter.finish()
+
+
+def _told_apart(found: _Gated, policy: Policy) -> str | None:
+    """A layer that is to become one with others that the policy does not name alike, or None."""
+    for layers in found.layers.values():
+        first, *others = [layer.module for layer in layers.values + layers.gates]
+        for other in others:
+            if policy.patterns_of(other) != policy.patterns_of(first):
+                return other
+    return None
 
 
 def _gated(messages: Instr, dst: Instr) -> _Gated | str | None:

@@ -12,7 +12,7 @@ so that no message is stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -84,9 +84,17 @@ def edge_sum(messages: Instr, dst: Instr) -> EdgeSum | str | None:
     if activation != "none":
         slope = total.args.get("negative_slope", 0.0)
         total = total.arg
+    found = sum_of(terms_of(total), dst)
+    if not isinstance(found, EdgeSum) or found.x.shape[1] != messages.shape[1]:
+        return found if isinstance(found, str) else None
+    return replace(found, activation=activation, slope=slope, offset=offset)
+
+
+def sum_of(terms: list[Instr], dst: Instr) -> EdgeSum | str | None:
+    """What the sum of `terms` [E, C] is made of, with no activation, or as `edge_sum`."""
     x = src = x_dst = edge = None
-    for term in terms_of(total):
-        if term.shape != messages.shape:
+    for term in terms:
+        if term.shape != terms[0].shape:
             return None
         if term.op == "gather" and term.args["index"] == dst and x_dst is None:
             x_dst = term.arg
@@ -98,7 +106,7 @@ def edge_sum(messages: Instr, dst: Instr) -> EdgeSum | str | None:
             return "its messages are sums of more than a source, a destination and an edge"
     if x is None or src is None or not is_feature(x):
         return None
-    return EdgeSum(x, src, x_dst, edge, activation, slope, offset)
+    return EdgeSum(x, src, x_dst, edge, "none", 0.0, 0.0)
 
 
 def terms_of(value: Instr) -> list[Instr]:
@@ -121,13 +129,13 @@ def insert_messages(
 
     csr = insert("compress", found.src, dst, num_rows)
     parts = (insert("getitem", csr, i) for i in range(3))
-    args = [*_edge_features(found.edge), found.activation, found.slope, reduce]
+    args = [*edge_features(found.edge), found.activation, found.slope, reduce]
     if found.offset or temperature is not None:
         args += [found.offset, temperature]
     return insert("aggregate_messages", found.x, *parts, found.x_dst, *args)
 
 
-def _edge_features(edge: Instr | None) -> tuple[Any, Any, Any]:
+def edge_features(edge: Instr | None) -> tuple[Any, Any, Any]:
     """(features, weight, bias) that make `edge` [E, C], which is narrower before its layer."""
     if edge is None or edge.op != "aten.linear.default" or len(edge.users) > 1:
         return edge, None, None

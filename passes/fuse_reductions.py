@@ -9,7 +9,8 @@
   becomes
     c: f32[N, 16] = aggregate_many(q, rowptr, src_by_dst, 'mean,max', p)
 
-and likewise the mean of squares minus the square of the mean, and PyG's standard deviation.
+and likewise features of edges that are added to messages, the mean of squares minus the square of
+the mean, and PyG's standard deviation.
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.kernels.aggregate_many import LEAST_STD, LEAST_VARIANCE
 from gnnfx.pass_manager import Numerics, Pass, PassContext
+from gnnfx.passes.fuse_messages import EdgeSum, edge_features, sum_of, terms_of
 
 _REDUCES = ("sum", "mean", "min", "max")
 
 
 @dataclass(frozen=True)
 class Messages:
-    """x[src] (+ x_dst[dst]) of each edge; src None for messages that are rows of x themselves."""
+    """x[src] (+ x_dst[dst]) (+ edge); src None for messages that are rows of x themselves."""
 
     x: Instr
     src: Instr | None = None
     x_dst: Instr | None = None
+    edge: Instr | None = None
 
 
 @dataclass
@@ -63,7 +66,8 @@ class FuseReductions(Pass):
         for group in groups.values():
             edge_rows, dst, *_ = group.scatter.args.values()
             messages = messages_of(edge_rows, dst)
-            if len(group.values) == 1 and messages.x_dst is None:
+            alone = len(group.values) == 1
+            if alone and (messages.x_dst is None or messages.edge is not None):
                 continue
             _replace(rewriter, messages, group)
             ctx.did(group.scatter, f"one sweep over the edges for {', '.join(group.values)}")
@@ -94,13 +98,11 @@ def messages_of(edge_rows: Instr, dst: Instr) -> Messages:
     if edge_rows.op == "gather" and edge_rows.args["index"] != dst:
         return Messages(edge_rows.arg, edge_rows.args["index"])
     if edge_rows.op == "aten.add.Tensor" and edge_rows.args["alpha"] == 1:
-        left, right = edge_rows.args["self"], edge_rows.args["other"]
-        for own, other in ((left, right), (right, left)):
-            gathers = all(isinstance(o, Instr) and o.op == "gather" for o in (own, other))
-            if not gathers or own.shape != other.shape:
-                continue
-            if own.args["index"] == dst and other.args["index"] != dst:
-                return Messages(other.arg, other.args["index"], own.arg)
+        parts = [edge_rows.args["self"], edge_rows.args["other"]]
+        if all(isinstance(part, Instr) for part in parts):
+            found = sum_of([term for part in parts for term in terms_of(part)], dst)
+            if isinstance(found, EdgeSum) and found.x.shape[1] == edge_rows.shape[1]:
+                return Messages(found.x, found.src, found.x_dst, found.edge)
     return Messages(edge_rows)
 
 
@@ -159,7 +161,10 @@ def _replace(rewriter: Rewriter, messages: Messages, group: _Group) -> None:
     csr = insert("compress", messages.src or dst, dst, num_rows)
     rowptr, src = insert("getitem", csr, 0), insert("getitem", csr, 1 if messages.src else 2)
     reduces = ",".join(names[value] for value in order)
-    many = insert("aggregate_many", messages.x, rowptr, src, reduces, messages.x_dst)
+    args = [messages.x, rowptr, src, reduces, messages.x_dst]
+    if messages.edge is not None:
+        args += [insert("getitem", csr, 2), *edge_features(messages.edge)]
+    many = insert("aggregate_many", *args)
     if joined is not None:
         rewriter.replace(joined, many)
     if len(order) == 1:

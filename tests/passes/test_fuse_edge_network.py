@@ -10,7 +10,7 @@ import gnnfx
 from gnnfx.ir.text import parse
 from gnnfx.pass_manager import PassContext
 from gnnfx.passes.fuse_edge_network import FuseEdgeNetwork
-from gnnfx.policy import Policy
+from gnnfx.policy import Bits, Policy, Quantize
 from tests.passes.rewriting import body, check_second_run, check_values, edges, rewrite
 
 NN_CONV = """\
@@ -63,6 +63,15 @@ def test_few_edges_are_multiplied_themselves() -> None:
     ctx.example = (torch.randn(90, 3), torch.randn(30, 5), *edges(7, 30))
     assert FuseEdgeNetwork().run(program, ctx) is program
     assert "nodes are more than edges" in str(ctx.remarks)
+
+
+def test_a_layer_that_the_policy_names_stays() -> None:
+    torch.manual_seed(0)
+    layer = pyg.NNConv(8, 12, torch.nn.Linear(4, 96)).eval()
+    inputs = (torch.randn(50, 8), torch.stack(edges(50, 400)), torch.randn(400, 4))
+    policy = Policy(Quantize(overrides={"nn": Bits(weight=4)}))
+    module = gnnfx.optimize(layer, policy, inputs, calibration=[inputs])
+    assert "aggregate_edge_network" not in module.ir()
 
 
 @pytest.mark.parametrize("aggr", ["add", "mean", "max"])

@@ -8,6 +8,7 @@ import torch_geometric.nn as pyg
 
 import gnnfx
 from gnnfx.passes.fuse_gated_messages import FuseGatedMessages
+from gnnfx.policy import Policy, Quantize
 from tests.passes.rewriting import body, check_second_run, check_values, edges, rewrite
 
 GATED = """\
@@ -75,6 +76,17 @@ def test_others_stay(old: str, new: str) -> None:
 def test_softplus_of_another_slope_stays() -> None:
     before, after, _ = rewrite(FuseGatedMessages(), SOFTPLUS.replace("(k)", "(k, 2)"))
     assert after is before
+
+
+def test_layers_that_the_policy_tells_apart_stay() -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(50, 16), torch.stack(edges(50, 400)), torch.randn(400, 4))
+    policy = Policy(Quantize(), skip=("lin_f",))
+    module = gnnfx.optimize(pyg.CGConv(16, 4), policy, inputs, calibration=[inputs])
+    assert "aggregate_messages" not in module.ir()
+    whole = Policy(Quantize(), skip=("lin_*",))
+    module = gnnfx.optimize(pyg.CGConv(16, 4), whole, inputs, calibration=[inputs])
+    assert "aggregate_messages" in module.ir()
 
 
 @pytest.mark.parametrize("policy", ["fp32", "int8"])

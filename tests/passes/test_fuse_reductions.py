@@ -69,6 +69,33 @@ def test_a_lone_reduction_of_gathered_rows_is_an_aggregate() -> None:
     assert after is before
 
 
+def _with_edges(width: int) -> str:
+    """The messages with a term of edges: a layer, or features as wide as the messages."""
+    text = BEFORE.replace("dst: i64[E])", f"dst: i64[E], e: f32[E, {width}])")
+    made = "  g: f32[E, 8] = aten.linear.default(e, k)\n" if width != 8 else ""
+    text = text.replace("  n: int", "  k: f32[8, 3] = param('k')\n  n: int") if made else text
+    own = "g" if made else "e"
+    total = f"  t: f32[E, 8] = aten.add.Tensor(i, {own})\n  m: f32[E, 8] = aten.add.Tensor(t, j)"
+    return text.replace("  m: f32[E, 8] = aten.add.Tensor(i, j)", made + total)
+
+
+@pytest.mark.parametrize("width", [3, 8])
+def test_features_of_edges_are_read_where_they_are_reduced(width: int) -> None:
+    before, after, _ = rewrite(FuseReductions(), _with_edges(width))
+    (many,) = after.find("aggregate_many")
+    assert many.args["edge"] == after.inputs[4]
+    assert many.args["x_dst"] == after.inputs[0]
+    assert "gather" not in body(after)
+    check_values(before, after, *_values(), torch.randn(30, width), rtol=1e-4)
+    check_second_run(FuseReductions(), after)
+
+
+def test_a_lone_reduction_with_features_of_edges_is_for_messages() -> None:
+    text = _with_edges(3)
+    before, after, _ = rewrite(FuseReductions(), text[: text.index("  b: ")] + "  return (a,)\n")
+    assert after is before
+
+
 def test_messages_of_their_own_are_read_once() -> None:
     text = BEFORE.replace("aten.add.Tensor(i, j)", "aten.mul.Tensor(i, j)")
     before, after, _ = rewrite(FuseReductions(), text)
