@@ -27,6 +27,7 @@ from gnnfx.passes.fuse_requantize import FuseRequantize
 from gnnfx.passes.fuse_self_loops import FuseSelfLoops
 from gnnfx.passes.fuse_softmax_messages import FuseSoftmaxMessages
 from gnnfx.passes.insert_observers import InsertObservers
+from gnnfx.passes.keep_heads import KeepHeads
 from gnnfx.passes.lower_degrees import LowerDegrees
 from gnnfx.passes.lower_linear import LowerLinear
 from gnnfx.passes.merge_attention_scores import MergeAttentionScores
@@ -72,6 +73,7 @@ def float_passes(policy: Policy) -> list[Pass]:
         *([Prune(), *removal_passes()] if policy.prune is not None else []),
         FoldBatchNorm(),
         FoldAttentionScores(),
+        KeepHeads(),
         UnbindAxes(),
         DistributeLinear(),
         MergeLinear(),

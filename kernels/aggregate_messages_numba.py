@@ -23,7 +23,7 @@ from gnnfx.kernels.aggregate_messages import (
 )
 from gnnfx.kernels.compile_numba import choose_lanes, compiled
 from gnnfx.kernels.csr import reject_large
-from gnnfx.kernels.csr_numba import piece_start, source_ahead
+from gnnfx.kernels.csr_numba import piece_start
 from gnnfx.kernels.epilogue_numba import (
     CHANNELS,
     OUT,
@@ -42,7 +42,6 @@ from gnnfx.kernels.epilogue_numba import (
 from gnnfx.kernels.float_linear import LINEAR
 from gnnfx.kernels.memory import empty
 from gnnfx.kernels.messages_numba import (
-    EDGES,
     FEW_FEATURES,
     FIRST_EDGE,
     GLU,
@@ -55,15 +54,11 @@ from gnnfx.kernels.messages_numba import (
     NO_EDGES,
     PARTIAL,
     ROWPTR,
-    SRC,
     TEMPERATURE,
     X_DST,
-    X,
-    activate,
     load_own,
     make_message,
     prefetch_parts,
-    sum_parts,
 )
 from gnnfx.kernels.quantize_numba import pack_codes, unpack_codes
 from gnnfx.kernels.threads import address, count_pieces, launch
@@ -74,7 +69,6 @@ from gnnfx.kernels.vectors_numba import (
     load_f32,
     load_f32_like,
     multiply_add,
-    prefetch,
     read_f32,
     read_i32,
     splat_f32,
@@ -96,12 +90,12 @@ def _temperature(a, channel, like):
 
 
 @njit(forceinline=True)
-def _weigh(a, peak, first, stop, channel, own, gate, coded, edges, kind, slope, offset):
+def _weigh(a, peak, first, stop, channel, own, gate, how):
     """The sum of messages times their softmax, from the greatest of their logits."""
     zero = splat_f32_like(np.float32(0), own)
     heat, total, weights = _temperature(a, channel, own), zero, zero
     for edge in range(first, stop):
-        value = make_message(a, edge, channel, own, gate, coded, True, edges, kind, slope, offset)
+        value = make_message(a, edge, channel, own, gate, how)
         weight = exp(value * heat - peak)
         weights = weights + weight
         total = multiply_add(weight, value, total)
@@ -110,7 +104,8 @@ def _weigh(a, peak, first, stop, channel, own, gate, coded, edges, kind, slope, 
 
 def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, offset, reduce):
     """Reduce the messages of edges FIRST_EDGE to LAST_EDGE into rows."""
-    slope, offset, size = np.float32(slope), np.float32(offset), 1 if coded else 4
+    how = (coded, reads_x, edges, kind, np.float32(slope), np.float32(offset))
+    size = 1 if coded else 4
     row_bytes, edge_bytes = size * lanes, 4 * lanes
     greatest, least, softmax = reduce == "max", reduce == "min", reduce == "softmax"
     start = np.float32(-np.inf if greatest or softmax else np.inf if least else 0)
@@ -148,9 +143,7 @@ def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, offset, reduce):
                         prefetch_parts(
                             a, edge, channel, gated, reads_x, edges, size, row_bytes, edge_bytes
                         )
-                        value = make_message(
-                            a, edge, channel, own, gate, coded, reads_x, edges, kind, slope, offset
-                        )
+                        value = make_message(a, edge, channel, own, gate, how)
                         if greatest:
                             total = greater(total, value)
                         elif least:
@@ -160,20 +153,7 @@ def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, offset, reduce):
                         else:
                             total = total + value
                     if softmax and first < stop:
-                        total = _weigh(
-                            a,
-                            total,
-                            first,
-                            stop,
-                            channel,
-                            own,
-                            gate,
-                            coded,
-                            edges,
-                            kind,
-                            slope,
-                            offset,
-                        )
+                        total = _weigh(a, total, first, stop, channel, own, gate, how)
                     if done:
                         if a[MEAN] != 0:
                             degree = np.float32(max(row_stop - row_first, 1))
@@ -188,11 +168,11 @@ def _reduce_messages(lanes, coded, reads_x, edges, kind, slope, offset, reduce):
 
 def _write_messages(lanes, edges, kind, slope, to_bytes):
     """Write the messages of edges FIRST_EDGE to LAST_EDGE one after the other, to OUT."""
-    slope, row_bytes = np.float32(slope), 4 * lanes
+    how, bytes_ahead = (False, True, edges, kind, np.float32(slope), np.float32(0)), 4 * lanes
 
     def kernel(a):
         rows, channels, rowptr = a[ROWS], a[CHANNELS], a[ROWPTR]
-        last_edge, begin_edge, end_edge = a[EDGES] - 1, a[FIRST_EDGE], a[LAST_EDGE]
+        begin_edge, end_edge = a[FIRST_EDGE], a[LAST_EDGE]
         while True:
             piece = take_piece(a)
             if piece >= a[PIECES]:
@@ -206,10 +186,10 @@ def _write_messages(lanes, edges, kind, slope, to_bytes):
                     while channel < channels:
                         channel = min(channel, channels - lanes)
                         own = load_own(a, row, channel, channels, splat_f32(np.float32(0), lanes))
-                        ahead = source_ahead(a[SRC], edge, last_edge) * channels + channel
-                        prefetch(a[X] + 4 * ahead, row_bytes)
-                        value = sum_parts(a, edge, channel, channels, own, False, True, edges)
-                        value = activate(value, kind, slope)
+                        prefetch_parts(
+                            a, edge, channel, False, True, edges, 4, bytes_ahead, bytes_ahead
+                        )
+                        value = make_message(a, edge, channel, own, own, how)
                         place = (edge - begin_edge) * channels + channel
                         if to_bytes:
                             scale, zero_point = read_f32(a[OUT_SCALE]), read_i32(a[OUT_ZERO_POINT])

@@ -70,7 +70,7 @@ def _gate(value, gate, kind):
 
 
 @njit(forceinline=True)
-def activate(y, kind, slope):
+def _activate(y, kind, slope):
     """The plain activation of that place in MESSAGE_ACTIVATIONS on a vector."""
     if kind == 1:
         return relu(y)
@@ -127,12 +127,17 @@ def load_own(a, row, channel, channels, like):
 
 
 @njit(forceinline=True)
-def make_message(a, edge, channel, own, gate, coded, reads_x, edges, kind, slope, offset):
-    """A block of a message; `own` and `gate` are what all messages to a row have in common."""
+def make_message(a, edge, channel, own, gate, how):
+    """A block of a message; `own` and `gate` are what all messages to a row have in common.
+
+    `how` is known when this is compiled: whether x holds codes, whether it is read at all, how
+    features of edges are, the place of the activation, its slope, and what is added last.
+    """
+    coded, reads_x, edges, kind, slope, offset = how
     channels = a[CHANNELS]
     if kind < GLU:
         value = sum_parts(a, edge, channel, channels, own, coded, reads_x, edges)
-        value = activate(value, kind, slope)
+        value = _activate(value, kind, slope)
     else:
         value = sum_parts(a, edge, channel, 2 * channels, own, coded, reads_x, edges)
         other = sum_parts(a, edge, channels + channel, 2 * channels, gate, coded, reads_x, edges)

@@ -61,7 +61,7 @@ def unsorted_frame(aggregate: Instr) -> Frame | None:
     for rows, scale in ((left, right), (right, left)):
         if not isinstance(rows, Instr) or not isinstance(scale, Instr):
             return None
-        if rows.shape != messages.shape or (weight := _softmax(scale)) is None:
+        if rows.shape != messages.shape or (weight := softmax_of(scale)) is None:
             continue
         if weight.args["index"] != csr.args["dst"] or weight.shape != messages.shape[:-1]:
             return None
@@ -78,7 +78,7 @@ def unsorted_frame(aggregate: Instr) -> Frame | None:
     return None
 
 
-def _softmax(scale: Instr) -> Instr | None:
+def softmax_of(scale: Instr) -> Instr | None:
     """The edge_softmax that a factor per edge and head is."""
     if scale.op in ("aten.unsqueeze.default", "aten.view.default") and scale.shape[-1] == 1:
         scale = scale.arg

@@ -189,3 +189,18 @@ def test_reading_rows_reads_every_byte(suite: SimpleNamespace) -> None:
     assert limits.gather(64) > 0
     assert limits.gemm(64, 32, 16, torch.int8) > 0
     assert set(limits.to_dict()) == {"copy", "gather 64", "gemm 64 32 16 int8"}
+
+
+def test_layers_give_eagers_answers(
+    suite: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = importlib.import_module("layers")
+    monkeypatch.setattr(layers, "PEERS", ("eager", "gnnfx-fp32", "gnnfx-int8"))
+    names = ("CGConv", "NNConv", "PNAConv, 4 towers")
+    results = [layers.measure(name, 150, 1500, 0.01) for name in names]
+    for result in results:
+        rows = result["rows"]
+        assert rows["eager"]["error"] == 0
+        assert rows["gnnfx-fp32"]["error"] < 1e-4, result["layer"]
+        assert rows["gnnfx-int8"]["error"] < 0.1, result["layer"]
+    assert layers.table(results).row_count == len(names)
