@@ -47,6 +47,7 @@ from gnnfx.passes.select_quantized_sparse_linear import SelectQuantizedSparseLin
 from gnnfx.passes.select_sparse_linear import SelectSparseLinear
 from gnnfx.passes.separate_norm import SeparateNorm
 from gnnfx.passes.split_edge_types import SplitEdgeTypes
+from gnnfx.passes.split_linear import SplitLinear
 from gnnfx.passes.unbind_axes import UnbindAxes
 from gnnfx.policy import Policy
 
@@ -71,11 +72,14 @@ def float_passes(policy: Policy) -> list[Pass]:
     return [
         *raise_passes(),
         *([Prune(), *removal_passes()] if policy.prune is not None else []),
+        FoldConstants(),
+        RaiseLinear(),
         FoldBatchNorm(),
         FoldAttentionScores(),
         KeepHeads(),
         UnbindAxes(),
         DistributeLinear(),
+        SplitLinear(),
         MergeLinear(),
         EliminateCommonSubexpressions(),
         FuseReductions(),
@@ -84,7 +88,6 @@ def float_passes(policy: Policy) -> list[Pass]:
         FuseSoftmaxMessages(),
         FuseMessages(),
         FoldConstants(),
-        RaiseLinear(),
         FuseAggregate(),
         FuseAttention(),
         EliminateCommonSubexpressions(),

@@ -27,7 +27,8 @@ _COPIES = {
     "aten.contiguous.default",
     "dropout",
 }
-_SAME_SHAPE = {"aten.view.default", "aten.reshape.default", "aten.expand.default"}
+_VIEWS = {"aten.view.default", "aten.reshape.default"}
+_SAME_SHAPE = {*_VIEWS, "aten.expand.default"}
 _WHOLES = {"aten.slice.Tensor", "aten.repeat.default", "aten.cat.default"}
 _CASTS = {"aten._to_copy.default", "aten.to.dtype", "aten.to.device", "aten.to.dtype_layout"}
 _NEUTRAL = {"aten.mul.Tensor": 1.0, "aten.add.Tensor": 0.0, "aten.div.Tensor": 1.0}
@@ -66,6 +67,8 @@ def _same_value(instr: Instr) -> Instr | None:
     if instr.op in _SAME_SHAPE | _CASTS and instr.arg.type == instr.type:
         same_device = instr.fake.device == instr.arg.fake.device
         return _operand(instr.arg) if same_device else None
+    if instr.op in _VIEWS and (origin := _viewed(instr)).type == instr.type:
+        return origin
     if instr.op == "aten.slice.Tensor" and instr.arg.type == instr.type:
         return _operand(instr.arg) if instr.args["step"] == 1 else None
     if instr.op in _NEUTRAL and instr.args.get("alpha", 1) == 1:
@@ -77,6 +80,13 @@ def _same_value(instr: Instr) -> Instr | None:
         if commutes and constant_value(left) == neutral and _is_like(right, instr):
             return right
     return None
+
+
+def _viewed(instr: Instr) -> Instr:
+    """What views of views show."""
+    while instr.op in _VIEWS and isinstance(instr.arg, Instr):
+        instr = instr.arg
+    return instr
 
 
 def _first(instr: Instr) -> Instr:

@@ -5,19 +5,19 @@
   becomes
     y: f32[E, 8] = aten.linear.default(x, vw, d)           d = v b + c
 
-where x is no wider than h, as it is where features of edges pass an encoder first.
+where that takes fewer multiplications, as where features of edges pass an encoder first.
 """
 
 from __future__ import annotations
 
-from gnnfx.ir.patterns import is_param
+from gnnfx.ir.patterns import has_params, sole_user
 from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 
 
 class MergeLinear(Pass):
-    """Replace a layer on the result of a narrower layer by one on that layer's input."""
+    """Replace a layer on the result of another by one on that layer's input."""
 
     name = "merge-linear"
     needs = frozenset({"raised"})
@@ -37,17 +37,13 @@ class MergeLinear(Pass):
 
 
 def _follows(layer: Instr) -> bool:
-    """Whether a layer reads another one that has no more inputs than outputs."""
+    """Whether a layer reads another one, and multiplies no more on that one's input."""
     first = layer.arg
-    if first.op != "aten.linear.default" or not _has_params(layer) or not _has_params(first):
+    if first.op != "aten.linear.default" or not has_params(layer) or not has_params(first):
         return False
-    outputs, inputs = first.args["weight"].shape
-    return bool(inputs <= outputs)
-
-
-def _has_params(layer: Instr) -> bool:
-    bias = layer.args["bias"]
-    return is_param(layer.args["weight"]) and (bias is None or is_param(bias))
+    (width, inputs), outputs = first.args["weight"].shape, layer.args["weight"].shape[0]
+    saved = inputs * width if sole_user(first) == layer else 0
+    return bool(inputs * outputs <= saved + width * outputs)
 
 
 def _merged(rewriter: Rewriter, layer: Instr) -> Instr:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
-from torch_geometric.nn import HeteroConv, SAGEConv, to_hetero, to_hetero_with_bases
+from torch_geometric.nn import HeteroConv, HGTConv, SAGEConv, to_hetero, to_hetero_with_bases
+from torch_geometric.utils import softmax
 
 import gnnfx
 from gnnfx.errors import InputError
@@ -117,3 +118,45 @@ def test_transformed_models(transform: Callable[..., nn.Module], papers: int) ->
     for other in (graph(17, 23, (60, 0, 30)), graph(30, 30, (40, 40, 40))):
         with torch.no_grad():
             assert_same(model(*other), optimized(*other))
+
+
+class OwnScores(HGTConv):
+    """An HGTConv that has changed what PyG's does with priors."""
+
+    def message(
+        self, k_j: Tensor, q_i: Tensor, v_j: Tensor, edge_attr: Tensor, index: Tensor
+    ) -> Tensor:
+        scores = softmax((q_i * k_j).sum(-1) + edge_attr, index)
+        messages: Tensor = v_j * scores.unsqueeze(-1)
+        return messages.flatten(1)
+
+
+class Attending(nn.Module):
+    def __init__(self, layer: type[HGTConv]) -> None:
+        super().__init__()
+        metadata = list(CHANNELS), TYPES
+        self.layers = nn.ModuleList(layer(c, 8, metadata, heads=2) for c in (CHANNELS, 8))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -0.5, 0.5)
+
+    def forward(self, x_dict: Any, edge_index_dict: Any) -> Any:
+        for layer in self.layers:
+            x_dict = layer(x_dict, edge_index_dict)
+        return x_dict
+
+
+@pytest.mark.parametrize(("layer", "fused"), [(HGTConv, 2), (OwnScores, 0)])
+def test_attention_over_typed_edges(layer: type[HGTConv], fused: int) -> None:
+    model = Attending(layer).eval()
+    optimized = gnnfx.optimize(model, "fp32", graph())
+    for other in (graph(), graph(17, 23, (60, 0, 30))):
+        with torch.no_grad():
+            assert_same(model(*other), optimized(*other))
+    ir = optimized.ir()
+    assert ir.count("= attend_dot(") == fused
+    if fused:
+        # A type's queries, keys and values of an edge type, and a type's outputs.  Twice there are
+        # wider papers, whose keys and values two edge types share.
+        linear = len(CHANNELS) + 2 * len(TYPES) + len(CHANNELS)
+        assert ir.count("= linear(") == 2 * linear + 2
+        assert "index_copy" not in ir

@@ -85,6 +85,57 @@ def _hetero_linear(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return forward
 
 
+def _is_plain_hgt(layer: Any) -> bool:
+    """Whether rows and messages of an HGTConv are PyG's own, so that they fit together."""
+    owner = sys.modules["torch_geometric.nn.conv.hgt_conv"].HGTConv
+    names = "message", "_construct_src_node_feat"
+    return all(getattr(type(layer), name) is getattr(owner, name) for name in names)
+
+
+def _hgt_rows(original: Callable[..., Any]) -> Callable[..., Any]:
+    """All heads of an edge type times one matrix, in place of a linear layer for each head.
+
+    Keys are multiplied with what PyG multiplies each of their edges' scores with.
+    """
+
+    def _construct_src_node_feat(
+        self: Any,
+        k_dict: dict[str, Tensor],
+        v_dict: dict[str, Tensor],
+        edge_index_dict: dict[Any, Any],
+    ) -> Any:
+        if not _is_plain_hgt(self):
+            return original(self, k_dict, v_dict, edge_index_dict)
+        keys, values, offset, rows = [], [], {}, 0
+        for edge_type in edge_index_dict:
+            heads = slice(self.edge_types_map[edge_type], None, len(self.edge_types))
+            priors = self.p_rel["__".join(edge_type)].view(-1, 1, 1)
+            key, value = k_dict[edge_type[0]], v_dict[edge_type[0]]
+            keys.append(_by_head(key, self.k_rel.weight[heads] * priors))
+            values.append(_by_head(value, self.v_rel.weight[heads]))
+            offset[edge_type] = rows
+            rows = rows + key.size(0)
+        return torch.cat(keys), torch.cat(values), offset
+
+    return _construct_src_node_feat
+
+
+def _by_head(x: Tensor, weight: Tensor) -> Tensor:
+    """Rows [N, H, C] times the weights [H, C, C] of their heads."""
+    blocks = torch.block_diag(*[weight[head] for head in range(weight.shape[0])])
+    rows: Tensor = x.flatten(1) @ blocks
+    return rows.view(x.shape)
+
+
+def _hgt_message(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Scores of keys that `_hgt_rows` made."""
+
+    def message(self: Any, *, edge_attr: Tensor, **of: Any) -> Any:
+        return original(self, edge_attr=1 if _is_plain_hgt(self) else edge_attr, **of)
+
+    return message
+
+
 class FillByCopy(TorchFunctionMode):
     """`masked_fill_` of a permuted view: torch's functional form loses the strides of the view.
 
@@ -110,7 +161,12 @@ _REDUCES = {
     "max": "max",
     "amax": "max",
 }
-_METHODS = {("torch_geometric.nn.dense.linear", "HeteroLinear", "forward"): _hetero_linear}
+_HGT = "torch_geometric.nn.conv.hgt_conv", "HGTConv"
+_METHODS = {
+    ("torch_geometric.nn.dense.linear", "HeteroLinear", "forward"): _hetero_linear,
+    (*_HGT, "_construct_src_node_feat"): _hgt_rows,
+    (*_HGT, "message"): _hgt_message,
+}
 # Modules that PyG writes for a layer's `propagate` and `edge_updater`.
 _GENERATED = ("_propagate", "_edge_updater")
 _SUBSTITUTES = {
@@ -136,8 +192,9 @@ def substituted(model: nn.Module) -> Iterator[None]:
     for (module_name, owner, name), make in _METHODS.items():
         if module_name in sys.modules:
             cls = getattr(sys.modules[module_name], owner)
-            methods.append((cls, name, getattr(cls, name)))
-            setattr(cls, name, make(getattr(cls, name)))
+            if (method := getattr(cls, name, None)) is not None:
+                methods.append((cls, name, method))
+                setattr(cls, name, make(method))
     changed: list[tuple[dict[str, Any], str, Any]] = []
     for module_name, module in list(sys.modules.items()):
         if module_name.endswith(_GENERATED) and hasattr(module, "is_compiling"):

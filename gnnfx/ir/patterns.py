@@ -89,6 +89,12 @@ def is_destination(index: Instr, rowptr: Instr) -> bool:
     return perm.op == "getitem" and perm.positional == [csr, 2]  # type: ignore[no-any-return]
 
 
+def has_params(layer: Instr) -> bool:
+    """Whether weight and bias of a linear layer are parameters."""
+    bias = layer.args["bias"]
+    return is_param(layer.args["weight"]) and (bias is None or is_param(bias))
+
+
 def is_param(value: Any) -> bool:
     return isinstance(value, Instr) and value.op == "param"
 

@@ -31,6 +31,13 @@ def test_two_layers_become_one(first: str, second: str) -> None:
     check_second_run(MergeLinear(), after)
 
 
+def test_a_wider_input_is_multiplied_once_if_nothing_else_reads_the_first_layer() -> None:
+    text = LAYERS.replace("[8, 3]", "[8, 9]").replace("[E, 3]", "[E, 9]")
+    before, after, _ = rewrite(MergeLinear(), text)
+    assert body(after) == ["aten.linear.default"]
+    check_values(before, after, torch.randn(7, 9))
+
+
 def test_a_layer_that_others_read_stays_for_them() -> None:
     before, after, _ = rewrite(MergeLinear(), LAYERS.replace("return (y,)", "return (y, h)"))
     second = after.find("aten.linear.default")
@@ -42,7 +49,7 @@ def test_a_layer_that_others_read_stays_for_them() -> None:
     ("old", "new"),
     [
         pytest.param("(h, v, c)", "(r, v, c)", id="something-between"),
-        pytest.param("[8, 3] = p", "[8, 9] = p", id="wider-than-its-output"),
+        pytest.param("[8, 3] = p", "[8, 9] = p", id="wider-and-read-by-others"),
     ],
 )
 def test_others_stay(old: str, new: str) -> None:
@@ -66,3 +73,10 @@ def test_layers_that_the_policy_tells_apart_stay(policy: Policy) -> None:
 def test_layers_that_the_policy_names_alike_become_one() -> None:
     _, after, _ = rewrite(MergeLinear(), LAYERS, Policy(skip=("*",)))
     assert body(after) == ["aten.linear.default"]
+
+
+def test_a_narrow_waist_stays() -> None:
+    text = LAYERS.replace("[8, 3]", "[8, 90]").replace("[E, 3]", "[E, 90]")
+    text = text.replace("[4, 8]", "[40, 8]").replace("f32[4]", "f32[40]").replace("E, 4]", "E, 40]")
+    before, after, _ = rewrite(MergeLinear(), text)
+    assert after is before

@@ -29,6 +29,22 @@ def test_copies_and_neutral_factors_go() -> None:
     check_second_run(Canonicalize(), after)
 
 
+def test_a_view_of_a_view_that_shows_the_whole_goes() -> None:
+    text = """\
+program views(x: f32[N, 8])
+  n: int[N] = aten.sym_size.int(x, 0)
+  h: f32[N, 2, 4] = aten.view.default(x, [n, 2, 4])
+  v: f32[N, 8] = aten.view.default(h, [n, 8])
+  y: f32[N, 8] = aten.relu.default(v)
+  return (y, h)
+"""
+    before, after, _ = rewrite(Canonicalize(), text)
+    assert next(iter(after.find("aten.relu.default"))).arg == after.inputs[0]
+    assert body(after).count("aten.view.default") == 1
+    check_values(before, after, torch.randn(3, 8))
+    check_second_run(Canonicalize(), after)
+
+
 def test_a_factor_of_one_that_widens_stays() -> None:
     text = """\
 program widen(w: f32[E, 1], n: int[N])
