@@ -32,6 +32,7 @@ from gnnfx.passes.lower_degrees import LowerDegrees
 from gnnfx.passes.lower_linear import LowerLinear
 from gnnfx.passes.merge_attention_scores import MergeAttentionScores
 from gnnfx.passes.merge_linear import MergeLinear
+from gnnfx.passes.multiply_by_type import MultiplyByType
 from gnnfx.passes.observe_as_paper import ObserveAsPaper
 from gnnfx.passes.protect_nodes import ProtectNodes
 from gnnfx.passes.prune import Prune
@@ -75,6 +76,7 @@ def float_passes(policy: Policy) -> list[Pass]:
         FoldConstants(),
         RaiseLinear(),
         FoldBatchNorm(),
+        MultiplyByType(),
         FoldAttentionScores(),
         KeepHeads(),
         UnbindAxes(),

@@ -1,8 +1,8 @@
 """What the logits of an attention are made of: GAT's, GATv2's and dot-product scores.
 
-    GAT      leaky_relu(gather(a_src, src) + gather(a_dst, dst) [+ a_edge])
+    GAT      leaky_relu(gather(a_src, src) [+ gather(a_dst, dst)] [+ a_edge])
     GATv2    sum(att * leaky_relu(gather(x, src) + gather(x_dst, dst) [+ edge]), last dim)
-    dot      sum(gather(query, dst) * (gather(key, src) [+ edge]), last dim) times a number
+    dot      sum(gather(query, dst) * (gather(key, src) [+ edge]), last dim) times numbers
 
 Read by `fuse_attention` from edges in the order of their destinations, and for values with an edge
 term from edges as they were given: gather(value, src) + edge has a row for each edge in any case.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gnnfx.ir.patterns import constant_value, is_destination, is_param
-from gnnfx.ir.program import Instr
+from gnnfx.ir.program import Instr, Program
 
 Scores = tuple[str, tuple[Any, ...]]
 
@@ -85,12 +85,12 @@ def softmax_of(scale: Instr) -> Instr | None:
     return scale if scale.op == "edge_softmax" else None
 
 
-def match_scores(frame: Frame) -> Scores | str:
+def match_scores(frame: Frame, program: Program) -> Scores | str:
     """The attention op and its arguments, or why there is none."""
     logits = frame.logits
     if logits.op == "aten.leaky_relu.default" and frame.edge is None:
         return _gat(frame)
-    product, scale = _unscaled(logits)
+    product, scale = _unscaled(logits, program)
     if product.op != "aten.sum.dim_IntList" or product.arg.op != "aten.mul.Tensor":
         return f"logits come from {logits.op}, which is no known score"
     if product.args["dim"] != [-1] or product.args["keepdim"]:
@@ -114,8 +114,8 @@ def _gat(frame: Frame) -> Scores | str:
             a_edge = term
         else:
             return "the score has more than a source, a destination and an edge term"
-    if a_src is None or a_dst is None:
-        return "the score lacks a source or a destination term"
+    if a_src is None or (a_dst is None and a_edge is None):
+        return "the score lacks a source term, or a destination or edge term"
     if a_edge is not None and len(a_edge.shape) == 1:
         return "a single head has a score of its own for each edge"
     slope = frame.logits.args["negative_slope"]
@@ -167,12 +167,14 @@ def _dot(frame: Frame, left: Instr, right: Instr, scale: float) -> Scores | str:
     return "the score is not a dot product of a destination's row with a source's"
 
 
-def _unscaled(logits: Instr) -> tuple[Instr, float]:
+def _unscaled(logits: Instr, program: Program) -> tuple[Instr, float]:
     """What is scaled by numbers, and by how much."""
     scale = 1.0
     while logits.op in ("aten.mul.Tensor", "aten.div.Tensor", "aten.mul.Scalar"):
-        number = constant_value(logits.args["other"])
-        inner = logits.args["self"]
+        inner, other = logits.args["self"], logits.args["other"]
+        if is_param(inner) and logits.op == "aten.mul.Tensor":
+            inner, other = other, inner
+        number = _number(other, program)
         if number is None or not isinstance(inner, Instr) or inner.shape != logits.shape:
             break
         if logits.op == "aten.div.Tensor" and number == 0:
@@ -180,6 +182,13 @@ def _unscaled(logits: Instr) -> tuple[Instr, float]:
         scale = scale / number if logits.op == "aten.div.Tensor" else scale * number
         logits = inner
     return logits, scale
+
+
+def _number(value: Any, program: Program) -> float | None:
+    """The number that `value`, a constant or a parameter of one number, holds."""
+    if is_param(value) and all(size == 1 for size in value.shape):
+        return float(program.tensor(value))
+    return constant_value(value)
 
 
 def _terms(value: Instr) -> list[Instr]:

@@ -64,6 +64,8 @@ def _aggregate(rewriter: Rewriter, scatter: Instr) -> Instr:
     order = _Order(rewriter, scatter, src or dst, dst, rows)
     if x is None:
         return order.insert("aggregate", messages, order.rowptr, order.perm, None, reduce)
+    if weight is not None and len(weight.shape) == len(messages.shape):
+        weight = order.insert("aten.view.default", weight, [-1])
     by_dst = None if weight is None else order.sort(weight)
     return order.insert("aggregate", x, order.rowptr, order.src, by_dst, reduce)
 
@@ -84,11 +86,13 @@ def _message(messages: Instr, reduce: str) -> tuple[Instr | None, Instr | None, 
 
 
 def _edge_weight(scale: Any, messages: Instr) -> Instr | None:
-    """The weight [E] or [E, H] that `scale` repeats along the channels of `messages`."""
+    """The weight [E], [E, H] or column [E, 1] that is the same for channels of `messages`."""
     if not isinstance(scale, Instr):
         return None
     if (vector := row_vector(scale)) is not None:
         return vector if vector.shape == messages.shape[:1] else None
+    if len(messages.shape) == 2 and scale.shape == (messages.shape[0], 1):
+        return scale
     per_head = len(messages.shape) == 3 and scale.shape == (*messages.shape[:2], 1)
     if per_head and scale.op in ("aten.unsqueeze.default", "aten.view.default"):
         return scale.arg if scale.arg.shape == messages.shape[:2] else None

@@ -39,13 +39,13 @@ class FuseAttention(Pass):
         for aggregate in rewriter.program.find("aggregate"):
             weight = aggregate.args["weight"]
             if weight is not None and weight.op == "segment_softmax":
-                match match_attention(aggregate, weight.arg):
+                match match_attention(aggregate, weight.arg, rewriter.program):
                     case (op, args):
                         _replace(rewriter, aggregate, op, list(args))
                     case str(reason):
                         ctx.missed(aggregate, reason)
             elif (frame := unsorted_frame(aggregate)) is not None:
-                match match_scores(frame):
+                match match_scores(frame, rewriter.program):
                     case ("attend_dot", (query, key, value, _, _, edge, _, scale)):
                         rowptr, src, perm = _by_destination(rewriter, aggregate, frame)
                         given = [query, key, value, rowptr, src, edge, perm, scale]
@@ -55,7 +55,7 @@ class FuseAttention(Pass):
         return rewriter.finish()
 
 
-def match_attention(aggregate: Instr, logits: Instr) -> Scores | str:
+def match_attention(aggregate: Instr, logits: Instr, program: Program) -> Scores | str:
     """The attention op and arguments that a softmax-weighted `aggregate` is, or why it is none."""
     args = aggregate.args
     if args["reduce"] != "sum" or len(aggregate.shape) - len(logits.shape) != 1:
@@ -63,7 +63,8 @@ def match_attention(aggregate: Instr, logits: Instr) -> Scores | str:
     taken = [k for k in ("row_scale", "self_weight", "bias", "residual") if args[k] is not None]
     if taken or args["activation"] != "none":
         return f"the sum is finished with {', '.join(taken) or args['activation']} already"
-    return match_scores(Frame(logits, args["x"], None, args["src"], args["rowptr"]))
+    frame = Frame(logits, args["x"], None, args["src"], args["rowptr"])
+    return match_scores(frame, program)
 
 
 def _by_destination(rewriter: Rewriter, before: Instr, frame: Frame) -> list[Instr]:
@@ -74,6 +75,11 @@ def _by_destination(rewriter: Rewriter, before: Instr, frame: Frame) -> list[Ins
 
 def _replace(rewriter: Rewriter, aggregate: Instr, op: str, args: list[Any]) -> None:
     """Put the attention op in place of the aggregate and of what joins or averages its heads."""
+    if op == "attend_gat" and args[2] is None:
+        rows = aggregate.args["rowptr"].arg.args["num_dst"]
+        args[2] = rewriter.insert(
+            aggregate, "aten.new_zeros.default", args[1], [rows, *args[1].shape[1:]]
+        )
     last, mean = _joined(aggregate)
     single = len(aggregate.shape) == 2
     for place in _HEADED[op]:

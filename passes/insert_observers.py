@@ -55,9 +55,9 @@ class InsertObservers(Pass):
         layers = list(rewriter.program.find(*_OPERANDS))
         _verify_patterns(ctx.policy, list(rewriter.program.find(*_OPERANDS, "sparse_linear")))
         observed: dict[Instr, Instr] = {}
-        for site in [i for i in layers if _quantizes(i, ctx)]:
+        for site in [i for i in layers if _quantizes(i, rewriter.program, ctx)]:
             bits = quantize.activation_bits_of(site.module)
-            for reader, operand in _operands(site):
+            for reader, operand in _operands(site, rewriter.program):
                 value = _observe(rewriter, reader.args[operand], observed, bits)
                 rewriter.set_arg(reader, operand, value)
                 _widen(rewriter, value, bits)
@@ -76,10 +76,10 @@ def _verify_patterns(policy: Policy, layers: list[Instr]) -> None:
                 )
 
 
-def _operands(site: Instr) -> list[tuple[Instr, str]]:
+def _operands(site: Instr, program: Program) -> list[tuple[Instr, str]]:
     """The arguments that `site` reads codes from, with the instructions they belong to."""
     operands = [(site, operand) for operand in _OPERANDS[site.op]]
-    match _attention(site):
+    match _attention(site, program):
         case ("attend_dot", (_, key, *_)):
             operands += [(gather, "x") for gather in key.users if gather.op == "gather"]
         case ("attend_gatv2", (x_src, x_dst, *_)):
@@ -95,7 +95,7 @@ def _operands(site: Instr) -> list[tuple[Instr, str]]:
     return operands
 
 
-def _attention(aggregate: Instr) -> tuple[str, tuple[Any, ...]] | str | None:
+def _attention(aggregate: Instr, program: Program) -> tuple[str, tuple[Any, ...]] | str | None:
     """The attention op that an aggregate per head is a part of, why it is none, or None."""
     if aggregate.op != "aggregate":
         return None
@@ -105,15 +105,15 @@ def _attention(aggregate: Instr) -> tuple[str, tuple[Any, ...]] | str | None:
     known = weight is not None and weight.op == "segment_softmax"
     if len(aggregate.shape) != 3:
         # One head without an axis of its own, or else a weighted sum like any other.
-        found = match_attention(aggregate, weight.arg) if known else None
+        found = match_attention(aggregate, weight.arg, program) if known else None
         return None if isinstance(found, str) else found
     if not known:
         return "messages have heads, and their weights are no softmax of a known score"
-    return match_attention(aggregate, weight.arg)
+    return match_attention(aggregate, weight.arg, program)
 
 
-def _quantizes(site: Instr, ctx: PassContext) -> bool:
-    reason = _skipped(site, ctx) or _refusal(site) or _slow(site, ctx)
+def _quantizes(site: Instr, program: Program, ctx: PassContext) -> bool:
+    reason = _skipped(site, ctx) or _refusal(site, program) or _slow(site, ctx)
     if reason is not None:
         ctx.missed(site, f"left in float32: {reason}")
     return reason is None and ctx.allows(site)
@@ -124,14 +124,14 @@ def _skipped(site: Instr, ctx: PassContext) -> str | None:
     return f"skipped by the policy's pattern {pattern!r}" if pattern is not None else None
 
 
-def _refusal(site: Instr) -> str | None:
+def _refusal(site: Instr, program: Program) -> str | None:
     value = site.args[_OPERANDS[site.op][0]]
     if not is_feature(value):
         return "its input does not carry features"
     if site.op == "aggregate":
         if edge_mlp(site) is not None:
             return "it reduces what a linear layer makes of each edge, in tiles that stay float"
-        if isinstance(reason := _attention(site), str):
+        if isinstance(reason := _attention(site, program), str):
             return reason
         weighted = len(site.shape) == 2 and site.args["weight"] is not None
         if weighted and site.args["reduce"] not in ("sum", "mean"):

@@ -118,11 +118,18 @@ program gatv2(x: f32[N, 2, 4], z: f32[N, 2, 4], i: i64[E], j: i64[E])
     check_values(before, after, torch.randn(5, 2, 4), torch.randn(5, 2, 4), *edges(5, 17))
 
 
+def test_scores_of_edges_need_no_destination() -> None:
+    before, after, _ = rewrite(FuseAttention(), GAT.replace("gather(t, dst)", "gather(t, src)"))
+    assert "attend_gat" in body(after)
+    values = torch.randn(5, 2, 4), torch.randn(5, 2), torch.randn(5, 2), *edges(5, 17)
+    check_values(before, after, *values, torch.randn(17, 2))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
         pytest.param("leaky_relu.default(a, 0.1)", "tanh.default(a)", "no known score", id="score"),
-        pytest.param("gather(t, dst)", "gather(t, src)", "lacks", id="no-destination"),
+        pytest.param("gather(s, src)", "gather(s, dst)", "lacks", id="no-source"),
         pytest.param("rowptr, src, w)", "rowptr, src, w, 'mean')", "sum per head", id="mean"),
     ],
 )
@@ -165,6 +172,15 @@ def test_dot_product_attention_joins_or_averages_its_heads(mean: bool) -> None:
     assert not {"aggregate", "aten.view.default", "aten.mean.dim"} & set(body(after))
     check_values(before, after, *(torch.randn(5, 2, 4) for _ in range(3)), *edges(5, 17))
     check_second_run(FuseAttention(), after)
+
+
+@pytest.mark.parametrize("scaled", ["mul.Tensor(b, s)", "mul.Tensor(s, b)", "div.Tensor(s, b)"])
+def test_a_parameter_scales_scores(scaled: str) -> None:
+    text = DOT.replace("div.Tensor(s, 2.0)", scaled)
+    text = text.replace("  n: int", "  b: f32[1] = param('beta')\n  n: int")
+    before, after, _ = rewrite(FuseAttention(), text)
+    assert not {"aggregate", "segment_softmax"} & set(body(after))
+    check_values(before, after, *(torch.randn(5, 2, 4) for _ in range(3)), *edges(5, 17))
 
 
 def test_a_single_head_needs_no_axis() -> None:

@@ -35,6 +35,15 @@ def test_weighted_sum_becomes_one_aggregate() -> None:
     assert dump(after) == AFTER
 
 
+def test_a_column_is_a_weight_too() -> None:
+    text = BEFORE.replace("w: f32[E])", "w: f32[E, 1])")
+    text = text.replace("aten.view.default(w, [-1, 1])", "aten.reciprocal.default(w)")
+    before, after, _ = rewrite(FuseAggregate(), text)
+    (aggregate,) = after.find("aggregate")
+    assert aggregate.args["weight"].shape == ("E",)
+    check_values(before, after, torch.randn(9, 8), *edges(9, 40), torch.rand(40, 1) + 1)
+
+
 @pytest.mark.parametrize("reduce", ["sum", "mean", "max", "min"])
 def test_values_survive(reduce: str) -> None:
     before, after, _ = rewrite(FuseAggregate(), BEFORE.replace("'sum'", f"'{reduce}'"))

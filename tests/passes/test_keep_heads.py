@@ -35,6 +35,17 @@ def test_heads_are_joined_after_their_sum() -> None:
     check_second_run(KeepHeads(), after)
 
 
+def test_rows_are_parted_before_they_are_gathered() -> None:
+    text = HEADS.replace("x: f32[N, 2, 8]", "x: f32[N, 16]")
+    text = text.replace("  j:", "  g: f32[E, 16] = gather(x, src)\n  j:")
+    text = text.replace("= gather(x, src)\n  s:", "= aten.view.default(g, [-1, 2, 8])\n  s:")
+    before, after, _ = rewrite(KeepHeads(), text)
+    (gather,) = after.find("gather")
+    assert gather.arg.op == "aten.view.default"
+    check_values(before, after, torch.randn(9, 16), *_values()[1:])
+    check_second_run(KeepHeads(), after)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
