@@ -211,3 +211,18 @@ def test_types_of_few_edges_do_not_say_where_graphs_begin(kinds: list[int]) -> N
     resized = resize(inputs, TRACE_SIZES)
     assert resized["edge_type"].shape[0] == resized["edge_index"].shape[1]
     torch.testing.assert_close(gnnfx.optimize(model, "fp32", call)(*call), model(*call))
+
+
+class TwoHops(nn.Module):
+    """Sums over the nodes that are two edges away, weighed by what lies between."""
+
+    def forward(self, x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
+        adj = torch.sparse_coo_tensor(edge_index, weight, (x.shape[0], x.shape[0]))
+        sums: Tensor = (adj @ adj) @ x
+        return sums
+
+
+def test_products_of_sparse_matrices() -> None:
+    """Edges occur more than once; sizes of the product are each graph's own."""
+    calls = [(*graph(seed, nodes, 90), torch.rand(90)) for seed, nodes in ((0, 20), (1, 9))]
+    assert "= sparse_product(" in compare(TwoHops(), *calls).ir()

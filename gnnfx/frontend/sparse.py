@@ -355,18 +355,14 @@ class SparseMatrix(_Tensor):  # type: ignore[misc]
 
 
 def _sparse_product(a: SparseMatrix, b: SparseMatrix) -> SparseMatrix:
-    """a @ b, every pair of entries that meet, then coalesced."""
-    b = b.to_sparse_csr()
-    ptr = b.crow_indices()
-    meets = ptr[a.col + 1] - ptr[a.col]
-    first = torch.repeat_interleave(torch.arange(a.row.shape[0], device=a.row.device), meets)
-    start = torch.cat([meets.new_zeros(1), meets.cumsum(0)])
-    second = ptr[a.col][first] + torch.arange(first.shape[0], device=a.row.device) - start[first]
-    size = (a.shape[0], b.shape[1])
-    product = SparseMatrix(
-        a.row[first], b.col[second], a.value[first] * b.value[second], size, torch.sparse_coo, False
-    ).coalesce()
-    return product.to_sparse_csr() if a.layout == torch.sparse_csr else product
+    """a @ b, coalesced."""
+    (rows, inner), columns, layout = a.shape[:2], b.shape[1], a.layout
+    a, b = (m.coalesce() if m.layout == torch.sparse_coo else m for m in (a, b))
+    index, value = torch.ops.gnnfx.sparse_product(
+        a.indices(), a.value, b.indices(), b.value, rows, inner, columns
+    )
+    layout = torch.sparse_csr if layout == torch.sparse_csr else torch.sparse_coo
+    return SparseMatrix(index[0], index[1], value, (rows, columns), layout, True)
 
 
 def _from_coo(indices: Tensor, values: Tensor, size: Any = None, **kwargs: Any) -> SparseMatrix:
