@@ -1,11 +1,11 @@
-"""Single layers of PyG whose messages depend on edges or gates: gnnfx, eager and torch.compile.
+"""Single layers of PyG beyond the ten models of `run.py`: gnnfx, eager and torch.compile.
 
     python benchmarks/layers.py
     python benchmarks/layers.py --nodes 2000 --edges 20000 --budget 2      # a first look
 
-One layer on a power-law graph with features of edges, calls in interleaved rounds.  Before it is
-timed, each answer is compared with eager's: `error` is the greatest difference over the greatest
-value.
+One layer on a power-law graph with features or types of edges, or of nodes, calls in interleaved
+rounds.  Before it is timed, each answer is compared with eager's: `error` is the greatest
+difference over the greatest value.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import copy
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from typing import Any
 import torch
 import torch_geometric.nn as pyg
 from environment import RESULTS, TABLE_WIDTH, environment, write
-from graphs import power_law
+from graphs import EDGE_TYPES, Graph, power_law
 from rich.console import Console
 from rich.table import Table
 from rounds import Timed, clock, interleave, ratios, seconds
-from torch import Tensor, nn
+from torch import nn
+from torch.utils import _pytree as pytree
 
 import gnnfx
 
@@ -46,27 +47,65 @@ def _pna(towers: int) -> nn.Module:
     return layer
 
 
-LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "CGConv": lambda: pyg.CGConv(C, D),
-    "GATv2Conv": lambda: pyg.GATv2Conv(C, C // 4, heads=4, edge_dim=D),
-    "GENConv": lambda: pyg.GENConv(C, C, edge_dim=D),
-    "NNConv": lambda: pyg.NNConv(C, C // 2, _mlp(D, C * C // 2)),
-    "PNAConv": lambda: _pna(1),
-    "PNAConv, 4 towers": lambda: _pna(4),
-    "PointNetConv": lambda: pyg.PointNetConv(_mlp(C + D, C)),
-    "ResGatedGraphConv": lambda: pyg.ResGatedGraphConv(C, C, edge_dim=D),
+def _with_features(graph: Graph) -> tuple[Any, ...]:
+    return graph.x, graph.edge_index, torch.randn(graph.edge_index.shape[1], D)
+
+
+def _with_types(graph: Graph) -> tuple[Any, ...]:
+    return graph.x, graph.edge_index, graph.with_edge_type().edge_type
+
+
+def _with_positions(graph: Graph) -> tuple[Any, ...]:
+    return graph.x, torch.randn(graph.x.shape[0], D), graph.edge_index
+
+
+def _plain(graph: Graph) -> tuple[Any, ...]:
+    return graph.x, graph.edge_index
+
+
+_NODE_TYPES = ["user", "item"]
+_LINKS = [("user", "likes", "item"), ("item", "pleases", "user"), ("user", "knows", "user")]
+
+
+def _of_types(graph: Graph) -> tuple[Any, ...]:
+    """The first half of nodes as users, the second as items, and edges in turn of each type."""
+    half = graph.x.shape[0] // 2
+    parts = [graph.edge_index[:, place :: len(_LINKS)] % half for place in range(len(_LINKS))]
+    return dict(zip(_NODE_TYPES, graph.x[: 2 * half].chunk(2), strict=True)), dict(
+        zip(_LINKS, parts, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, and what it is called with on a graph."""
+
+    make: Callable[[], nn.Module]
+    inputs: Callable[[Graph], tuple[Any, ...]] = _with_features
+
+
+LAYERS: dict[str, Case] = {
+    "AGNNConv": Case(pyg.AGNNConv, _plain),
+    "CGConv": Case(lambda: pyg.CGConv(C, D)),
+    "FastRGCNConv": Case(lambda: pyg.FastRGCNConv(C, C, EDGE_TYPES), _with_types),
+    "GATv2Conv": Case(lambda: pyg.GATv2Conv(C, C // 4, heads=4, edge_dim=D)),
+    "GENConv": Case(lambda: pyg.GENConv(C, C, edge_dim=D)),
+    "HGTConv": Case(lambda: pyg.HGTConv(C, C, (_NODE_TYPES, _LINKS), heads=4), _of_types),
+    "NNConv": Case(lambda: pyg.NNConv(C, C // 2, _mlp(D, C * C // 2))),
+    "PNAConv": Case(lambda: _pna(1)),
+    "PNAConv, 4 towers": Case(lambda: _pna(4)),
+    "PointNetConv": Case(lambda: pyg.PointNetConv(_mlp(C + D, C)), _with_positions),
+    "ResGatedGraphConv": Case(lambda: pyg.ResGatedGraphConv(C, C, edge_dim=D)),
 }
 
 
 @torch.no_grad()
 def measure(name: str, nodes: int, edges: int, budget: float) -> dict[str, Any]:
     """Seconds, ratios to eager and errors of each peer."""
-    graph = power_law(nodes, edges, C)
-    points = name == "PointNetConv"  # it knows positions of nodes, not features of edges
-    own = (torch.randn(nodes, D), graph.edge_index) if points else (graph.edge_index,)
-    example = (graph.x, *own) if points else (graph.x, *own, torch.randn(edges, D))
     torch.manual_seed(0)
-    layer = LAYERS[name]().eval()
+    case = LAYERS[name]
+    example = case.inputs(power_law(nodes, edges, C))
+    layer = case.make().eval()
     wanted = layer(*example)
     calls, errors = {}, {}
     for peer in PEERS:
@@ -85,20 +124,21 @@ def measure(name: str, nodes: int, edges: int, budget: float) -> dict[str, Any]:
     return {"layer": name, "nodes": nodes, "edges": edges, "channels": [C, D], "rows": rows}
 
 
-def _build(peer: str, layer: nn.Module, example: Any) -> Callable[..., Tensor]:
+def _build(peer: str, layer: nn.Module, example: Any) -> Callable[..., Any]:
     if peer == "eager":
         return layer
     if peer == "compile":
         torch._dynamo.reset()
         logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
-        compiled: Callable[..., Tensor] = torch.compile(copy.deepcopy(layer), dynamic=True)
+        compiled: Callable[..., Any] = torch.compile(copy.deepcopy(layer), dynamic=True)
         return compiled
     policy = peer.removeprefix("gnnfx-")
     return gnnfx.optimize(layer, policy, example, calibration=[example])
 
 
-def _error(got: Tensor, wanted: Tensor) -> float:
-    return float((got - wanted).abs().max() / wanted.abs().max())
+def _error(got: Any, wanted: Any) -> float:
+    pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(wanted), strict=True)
+    return max(float((g - w).abs().max() / w.abs().max()) for g, w in pairs)
 
 
 def table(results: list[dict[str, Any]]) -> Table:

@@ -196,7 +196,7 @@ def test_layers_give_eagers_answers(
 ) -> None:
     layers = importlib.import_module("layers")
     monkeypatch.setattr(layers, "PEERS", ("eager", "gnnfx-fp32", "gnnfx-int8"))
-    names = ("CGConv", "NNConv", "PNAConv, 4 towers")
+    names = ("FastRGCNConv", "HGTConv", "NNConv", "PNAConv, 4 towers")
     results = [layers.measure(name, 150, 1500, 0.01) for name in names]
     for result in results:
         rows = result["rows"]
