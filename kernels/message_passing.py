@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gnnfx.ir.op import Cost, OpDef, register
+from gnnfx.ir.op import Cost, Impl, OpDef, accept, register
+from gnnfx.kernels.memory import empty
 
 _TORCH_REDUCE = {"sum": "sum", "mean": "mean", "max": "amax", "min": "amin", "mul": "prod"}
 
@@ -19,6 +20,11 @@ _TORCH_REDUCE = {"sum": "sum", "mean": "mean", "max": "amax", "min": "amin", "mu
 def gather_reference(x: Tensor, index: Tensor) -> Tensor:
     """Rows of `x` [N, ...] chosen by `index` [E]: [E, ...]."""
     return x.index_select(0, index)
+
+
+def _gather(x: Tensor, index: Tensor) -> Tensor:
+    rows = empty((index.shape[0], *x.shape[1:]), x.dtype)
+    return torch.index_select(x, 0, index, out=rows)
 
 
 def gather_fake(x: Tensor, index: Tensor) -> Tensor:
@@ -81,6 +87,15 @@ def edge_softmax_reference(logits: Tensor, index: Tensor, num_rows: int) -> Tens
     return weights / total.index_select(0, index)
 
 
+def _edge_softmax(logits: Tensor, index: Tensor, num_rows: int) -> Tensor:
+    """As the reference, in two buffers."""
+    highest = scatter_reference(logits, index, num_rows, "max")
+    weights = _gather(highest, index)
+    torch.sub(logits, weights, out=weights).exp_()
+    total = scatter_reference(weights, index, num_rows, "sum").add_(1e-16)
+    return weights.div_(_gather(total, index))
+
+
 def edge_softmax_fake(logits: Tensor, index: Tensor, num_rows: int) -> Tensor:
     if index.dim() != 1 or index.is_floating_point():
         raise ValueError(f"index must be a vector of integers, got {index.dtype} {index.shape}")
@@ -99,7 +114,15 @@ def edge_softmax_samples(device: str = "cpu") -> Iterator[tuple[Tensor, Tensor, 
 
 
 GATHER = register(
-    OpDef("gather", gather_reference, gather_fake, gather_cost, gather_samples, differentiable=True)
+    OpDef(
+        "gather",
+        gather_reference,
+        gather_fake,
+        gather_cost,
+        gather_samples,
+        impls=(Impl("torch", "cpu", _gather, accept),),
+        differentiable=True,
+    )
 )
 SCATTER = register(
     OpDef(
@@ -118,6 +141,7 @@ EDGE_SOFTMAX = register(
         edge_softmax_fake,
         edge_softmax_cost,
         edge_softmax_samples,
+        impls=(Impl("torch", "cpu", _edge_softmax, accept),),
         differentiable=True,
     )
 )

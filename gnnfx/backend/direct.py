@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from gnnfx.backend.lent import lent_form
 from gnnfx.ir.op import find_op
 
 
@@ -73,7 +74,7 @@ def _expression(source: _Source, module: nn.Module, node: fx.Node) -> str:
     elif node.target is operator.getitem:
         return f"{source.value(node.args[0])}[{source.value(node.args[1])}]"
     else:
-        called = node.target
+        called = lent_form(node.target)
     args, kwargs = list(node.args), dict(node.kwargs)
     if (op := find_op(node.target)) is not None:
         called = op.run
