@@ -60,7 +60,7 @@ def _refusal(scatter: Instr) -> str | None:
 
 def _aggregate(rewriter: Rewriter, scatter: Instr) -> Instr:
     messages, dst, rows, reduce = scatter.args.values()
-    x, src, weight = _message(messages, reduce)
+    x, src, weight = _message(messages)
     order = _Order(rewriter, scatter, src or dst, dst, rows)
     if x is None:
         return order.insert("aggregate", messages, order.rowptr, order.perm, None, reduce)
@@ -70,11 +70,11 @@ def _aggregate(rewriter: Rewriter, scatter: Instr) -> Instr:
     return order.insert("aggregate", x, order.rowptr, order.src, by_dst, reduce)
 
 
-def _message(messages: Instr, reduce: str) -> tuple[Instr | None, Instr | None, Instr | None]:
+def _message(messages: Instr) -> tuple[Instr | None, Instr | None, Instr | None]:
     """(x, src, weight) of messages x[src] or weight * x[src]; (None, None, None) for others."""
     if messages.op == "gather":
         return messages.arg, messages.args["index"], None
-    if messages.op == "aten.mul.Tensor" and reduce in ("sum", "mean"):
+    if messages.op == "aten.mul.Tensor":
         left, right = messages.args["self"], messages.args["other"]
         for features, scale in ((left, right), (right, left)):
             weight = _edge_weight(scale, messages)
