@@ -13,6 +13,7 @@ from torch_geometric.nn import HeteroConv, HGTConv, SAGEConv, to_hetero, to_hete
 from torch_geometric.utils import softmax
 
 import gnnfx
+from gnnfx import Prune, Pruner
 from gnnfx.errors import InputError
 
 CHANNELS = {"author": 8, "paper": 12}
@@ -160,3 +161,16 @@ def test_attention_over_typed_edges(layer: type[HGTConv], fused: int) -> None:
         linear = len(CHANNELS) + 2 * len(TYPES) + len(CHANNELS)
         assert ir.count("= linear(") == 2 * linear + 2
         assert "index_copy" not in ir
+
+
+def test_channels_of_typed_attention_go() -> None:
+    torch.manual_seed(0)
+    model, (x, edges) = Attending(HGTConv).double(), graph()
+    example = {name: rows.double() for name, rows in x.items()}, edges
+    pruner = Pruner(model, Prune(0.5), example)
+    pruner.step()
+    small = pruner.remove()
+    assert small.get_parameter("layers.0.k_rel.weight").shape == (6, 2, 2)
+    assert small.get_parameter("layers.0.v_rel.weight").shape == (6, 2, 2)
+    for training in (False, True):
+        assert_same(model.train(training)(*example), small.train(training)(*example))

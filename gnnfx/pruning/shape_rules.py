@@ -143,18 +143,32 @@ def _cat(flow: Flow, instr: Instr) -> Layout:
     dim = instr.args["dim"] % len(parts[0].axes)
     axes = flow.broadcast([p.replace(dim, None, False) for p in parts], len(parts[0].axes))
     if isinstance(instr.shape[dim], int):
-        joined: list[int] = []
-        for tensor, part in zip(instr.args["tensors"], parts, strict=True):
-            # One channel is never all there is to remove: it gets a label that nothing shares.
-            alone = flow.channels.fresh(1)
-            flow.channels.keep(alone, "is the only channel of its value")
-            joined.extend(part.axes[dim] or alone * tensor.shape[dim])
-        axes[dim] = tuple(joined)
+        axes[dim] = _end_to_end(flow, instr, dim)
     else:
         for part in parts:
             flow.freeze(part, [dim], "is joined to rows")
     zero = [all(p.zero[d] for p in parts) for d in range(len(axes))]
     return Layout(tuple(axes), tuple(zero))
+
+
+def _end_to_end(flow: Flow, instr: Instr, dim: int) -> Labels:
+    """The labels of the operands of `instr` along `dim`, one after the other."""
+    joined: list[int] = []
+    for tensor in instr.args["tensors"]:
+        # One channel is never all there is to remove: it gets a label that nothing shares.
+        alone = flow.channels.fresh(1)
+        flow.channels.keep(alone, "is the only channel of its value")
+        joined.extend(flow.of(tensor).axes[dim] or alone * tensor.shape[dim])
+    return tuple(joined)
+
+
+@rule("aten.block_diag.default")
+def _block_diag(flow: Flow, instr: Instr) -> Layout:
+    blocks = [flow.of(t) for t in instr.args["tensors"]]
+    if any(len(block.axes) != 2 for block in blocks):
+        raise Unfollowed("blocks that are no matrices")
+    axes = tuple(_end_to_end(flow, instr, dim) for dim in range(2))
+    return Layout(axes, tuple(all(block.zero[dim] for block in blocks) for dim in range(2)))
 
 
 @rule("aten.stack.default")
@@ -197,9 +211,11 @@ def _slice(flow: Flow, instr: Instr) -> Layout:
     dim = args["dim"] % len(x.axes)
     if (labels := x.axes[dim]) is None:
         return x
-    if args["step"] != 1 or not all(isinstance(args[n], int | None) for n in ("start", "end")):
-        raise Unfollowed("slices channels with a step or by a size")
-    return x.replace(dim, labels[args["start"] : args["end"]], x.zero[dim])
+    if not all(isinstance(args[n], int | None) for n in ("start", "end", "step")):
+        raise Unfollowed("slices channels by a size")
+    if args["step"] != 1:
+        flow.freeze(x, [dim], "is sliced with a step")
+    return x.replace(dim, labels[args["start"] : args["end"] : args["step"]], x.zero[dim])
 
 
 @rule("aten.select.int")
