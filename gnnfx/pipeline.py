@@ -20,6 +20,7 @@ from gnnfx.passes.fuse_epilogue import FuseEpilogue
 from gnnfx.passes.fuse_gated_messages import FuseGatedMessages
 from gnnfx.passes.fuse_linear_sum import FuseLinearSum
 from gnnfx.passes.fuse_messages import FuseMessages
+from gnnfx.passes.fuse_multiply_add import FuseMultiplyAdd
 from gnnfx.passes.fuse_quantize import FuseQuantize
 from gnnfx.passes.fuse_reductions import FuseReductions
 from gnnfx.passes.fuse_relations import FuseRelations
@@ -116,6 +117,7 @@ def lower_passes() -> list[Pass]:
         FuseSelfLoops(),
         SplitEdgeTypes(),
         EliminateCommonSubexpressions(),
+        FuseMultiplyAdd(),
     ]
 
 

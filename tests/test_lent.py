@@ -13,7 +13,7 @@ from gnnfx.kernels.memory import Workspace
 _aten = torch.ops.aten
 BINARY = {_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor}
 BINARY |= {_aten.maximum.default, _aten.minimum.default}
-UNARY = sorted(lent._POINTWISE - BINARY, key=str)
+UNARY = sorted(lent._POINTWISE - BINARY - {_aten.addcmul.default}, key=str)
 ROWS = 2**21 // 8  # 8 MB in 8 channels
 
 
@@ -46,6 +46,13 @@ def test_two_operands(op: Any, other: tuple[int, ...]) -> None:
         assert torch.equal(run(x.double(), y), op(x.double(), y))
     if op is _aten.sub.Tensor:
         assert torch.equal(run(x, 2.0, alpha=3), x - 6.0)
+
+
+def test_three_operands() -> None:
+    run, x, row = lent.lent_form(_aten.addcmul.default), torch.rand(ROWS, 8), torch.rand(8)
+    with Workspace().lend():
+        for given in ((row, x, row), (x, row, row), (x, x, x), (row, x, torch.rand(2, 1, 8))):
+            assert torch.equal(run(*given), _aten.addcmul.default(*given))
 
 
 def test_joining() -> None:

@@ -14,6 +14,7 @@ _LARGE = 2**20  # values; below, the allocator has memory at hand that was used 
 _aten = torch.ops.aten
 _POINTWISE = {
     _aten.add.Tensor,
+    _aten.addcmul.default,
     _aten.clamp.default,
     _aten.cos.default,
     _aten.div.Tensor,
