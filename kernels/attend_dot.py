@@ -14,11 +14,14 @@ from torch import Tensor
 
 from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.attention import (
+    Edges,
     Samples,
     attention_cost,
     check_edges,
     check_floats,
     check_rows,
+    edge_flops,
+    edge_rows,
     empty_heads,
     finish_heads,
     weigh,
@@ -36,6 +39,8 @@ def reference(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     score_scale: float = 1.0,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -44,10 +49,12 @@ def reference(
 ) -> Tensor:
     """float32 `query` [N, H, C], `key` and `value` [S, H, C]: [N, H * C] or [N, C].
 
-    `edge` [E, H, C] goes with `edge_index` [E].  `bias` [H * C] and `residual` [N, H * C], or [C]
-    and [N, C] of a mean over heads.
+    `edge` [E, H, C] goes with `edge_index` [E]; with `edge_weight` [H * C, D] and `edge_bias`
+    [H * C] it is [E, D] and passes a linear layer first.  `bias` [H * C] and `residual` [N, H * C],
+    or [C] and [N, C] of a mean over heads.
     """
-    rows = _weighted(query, key, value, rowptr, src, edge, edge_index, score_scale)
+    edges = edge, edge_index, edge_weight, edge_bias
+    rows = _weighted(query, key, value, rowptr, src, edges, score_scale)
     return finish_heads(rows, mean_heads, bias, residual, activation)
 
 
@@ -57,14 +64,12 @@ def _weighted(
     value: Tensor,
     rowptr: Tensor,
     src: Tensor,
-    edge: Tensor | None,
-    edge_index: Tensor | None,
+    edges: Edges,
     score_scale: float,
 ) -> Tensor:
     rows = row_of_edge(rowptr, src.shape[0])
-    keys = key.index_select(0, src)
-    if edge is not None and edge_index is not None:
-        edge = edge.index_select(0, edge_index)
+    keys, edge = key.index_select(0, src), edge_rows(edges, tuple(key.shape[1:]))
+    if edge is not None:
         keys = keys + edge
     logits = (query.index_select(0, rows) * keys).sum(-1) * score_scale
     return weigh(value, logits, rowptr, src, edge)
@@ -82,6 +87,8 @@ def quantized_reference(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     score_scale: float = 1.0,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -95,7 +102,8 @@ def quantized_reference(
     channels = key.shape[-1]
     keys = dequantize_reference(key, key_scale, key_zero_point, channels)
     values = dequantize_reference(value, value_scale, value_zero_point, channels)
-    rows = _weighted(query, keys, values, rowptr, src, edge, edge_index, score_scale)
+    edges = edge, edge_index, edge_weight, edge_bias
+    rows = _weighted(query, keys, values, rowptr, src, edges, score_scale)
     qparams = out_scale, out_zero_point, out_bits
     return finish_heads(rows, mean_heads, bias, residual, activation, *qparams)
 
@@ -106,8 +114,7 @@ def _check(
     value: Tensor,
     dtype: torch.dtype,
     csr: tuple[Tensor, Tensor],
-    edge: Tensor | None,
-    edge_index: Tensor | None,
+    edges: Edges,
 ) -> None:
     rowptr, src = csr
     check_csr(rowptr, src)
@@ -116,42 +123,46 @@ def _check(
     if key.shape != value.shape:
         raise ValueError(f"key is {tuple(key.shape)} but value is {tuple(value.shape)}")
     check_floats("query", query, (rowptr.shape[0] - 1, *key.shape[1:]))
-    check_edges(edge, edge_index, src, tuple(key.shape[1:]))
+    check_edges(edges, src, tuple(key.shape[1:]))
 
 
 def fake(*args: Any, **kwargs: Any) -> Tensor:
     given = arguments(reference, *args, **kwargs)
-    query, key, value, rowptr, src, edge, edge_index, _, *epilogue = given
-    _check(query, key, value, torch.float32, (rowptr, src), edge, edge_index)
+    query, key, value, rowptr, src, edge, order, weight, shift, _, *epilogue = given
+    edges = edge, order, weight, shift
+    _check(query, key, value, torch.float32, (rowptr, src), edges)
     return empty_heads(value, rowptr.shape[0] - 1, *epilogue)
 
 
 def quantized_fake(*args: Any, **kwargs: Any) -> Tensor:
     given = arguments(quantized_reference, *args, **kwargs)
-    query, key, _, _, value, _, _, rowptr, src, edge, edge_index, _, *epilogue = given
-    _check(query, key, value, torch.int8, (rowptr, src), edge, edge_index)
+    query, key, _, _, value, _, _, rowptr, src, edge, order, weight, shift, _, *epilogue = given
+    edges = edge, order, weight, shift
+    _check(query, key, value, torch.int8, (rowptr, src), edges)
     return empty_heads(value, rowptr.shape[0] - 1, *epilogue)
 
 
 def cost(*args: Any, **kwargs: Any) -> Cost:
     """Each edge reads a row of keys and one of values: six operations a head, four a channel."""
     given = arguments(reference, *args, **kwargs)
-    query, key, value, rowptr, src, edge, edge_index, _, *epilogue = given
+    query, key, value, rowptr, src, edge, order, weight, shift, _, *epilogue = given
+    edges = edge, order, weight, shift
     heads, channels = key.shape[1:]
     gathered = 2 * heads * channels * key.element_size()
-    flops = heads * (6 + channels * (4 if edge is None else 6))
-    read = query, edge, edge_index
+    flops = heads * (6 + channels * (4 if edge is None else 6)) + edge_flops(edges)
+    read = query, *edges
     return attention_cost(gathered, flops, value, rowptr, src, read, *epilogue)
 
 
 def quantized_cost(*args: Any, **kwargs: Any) -> Cost:
     """As `attend_dot`, with rows of one byte a channel."""
     given = arguments(quantized_reference, *args, **kwargs)
-    query, key, ks, kz, value, vs, vz, rowptr, src, edge, edge_index, _, *epilogue = given
+    query, key, ks, kz, value, vs, vz, rowptr, src, edge, order, weight, shift, _, *epilogue = given
+    edges = edge, order, weight, shift
     heads, channels = key.shape[1:]
     gathered = 2 * heads * channels * key.element_size()
-    flops = heads * (6 + channels * (4 if edge is None else 6))
-    read = query, edge, edge_index, ks, kz, vs, vz
+    flops = heads * (6 + channels * (4 if edge is None else 6)) + edge_flops(edges)
+    read = query, *edges, ks, kz, vs, vz
     return attention_cost(gathered, flops, value, rowptr, src, read, *epilogue)
 
 

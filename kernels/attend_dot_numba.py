@@ -29,6 +29,7 @@ from gnnfx.kernels.attention_numba import (
     TARGET_STRIDE,
     add_chunk,
     add_chunk_by_head,
+    edge_place,
     edges_at_a_time,
     finish_mean,
     finish_row,
@@ -37,6 +38,7 @@ from gnnfx.kernels.attention_numba import (
     invert_sums,
     launch_attention,
     logit_groups,
+    make_edges,
     mute_tail,
     prefetch_blocks,
     prefetch_pair,
@@ -65,13 +67,13 @@ from gnnfx.kernels.vectors_numba import (
 
 
 @njit(forceinline=True)
-def _dot_scores(a, scratch, row, first, count, like, segment, lanes):
+def _dot_scores(a, scratch, row, first, count, made, like, segment, lanes):
     """Logits [count, padded] before scaling: query . (key [+ edge]) of each head.
 
     Codes are not shifted by their zero point: it adds as much to all logits of a destination.
     """
     channels, padded, src, rows, stride = a[HEAD_CHANNELS], a[PADDED], a[SRC], a[KEY], a[KEY_STRIDE]
-    width, edges, index = a[HEADS] * channels, a[EDGE], a[EDGE_INDEX]
+    width, (edges, index, first_edge) = a[HEADS] * channels, made
     scale, _ = read_qparams(a[KEY_SCALE], a[KEY_ZERO_POINT])
     for start in range(0, width, lanes):
         start = min(start, width - lanes)
@@ -81,8 +83,8 @@ def _dot_scores(a, scratch, row, first, count, like, segment, lanes):
         for i in range(count):
             prefetch_blocks(a, first + i, start, like)
             key = load_floats(rows + source(src, first + i) * stride, start, like)
-            if index != 0:
-                edge = edges + 4 * (source(index, first + i) * width + start)
+            if edges != 0:
+                edge = edges + 4 * (edge_place(index, first_edge + i) * width + start)
                 key = multiply_add(key, scales, load_f32_like(edge, like))
             scores = add_segments(key * query, segment)
             out = scratch + 4 * (i * padded + head)
@@ -92,18 +94,18 @@ def _dot_scores(a, scratch, row, first, count, like, segment, lanes):
 
 
 @njit(forceinline=True)
-def _dot_scores_by_head(a, scratch, row, first, count, like, lanes):
+def _dot_scores_by_head(a, scratch, row, first, count, made, like, lanes):
     """The same, for heads of any number of channels."""
     channels, padded, src, rows, stride = a[HEAD_CHANNELS], a[PADDED], a[SRC], a[KEY], a[KEY_STRIDE]
-    heads, edges, index = a[HEADS], a[EDGE], a[EDGE_INDEX]
+    heads, (edges, index, first_edge) = a[HEADS], made
     queries = a[TARGET] + row * a[TARGET_STRIDE]
     scale, _ = read_qparams(a[KEY_SCALE], a[KEY_ZERO_POINT])
     scales = splat_f32_like(scale, like)
     for i in range(count):
         prefetch_pair(a, first + i)
         base, edge = rows + source(src, first + i) * stride, np.int64(0)
-        if index != 0:
-            edge = edges + 4 * source(index, first + i) * heads * channels
+        if edges != 0:
+            edge = edges + 4 * edge_place(index, first_edge + i) * heads * channels
         for head in range(heads):
             total = splat_f32_like(np.float32(0), like)
             for channel in range(0, channels, lanes):
@@ -132,10 +134,13 @@ def _scale_logits(a, scratch, count, flat):
 
 
 def _attend_dot(lanes, segment_lanes, by_head, quantized):
+    made_lanes = min(lanes, 64)  # those of four edges stay in registers
+
     def kernel(a):
         scratch = scratch_floats(SCRATCH)
         like = splat_i8(0, lanes) if quantized else splat_f32(np.float32(0), lanes)
         floats = splat_f32(np.float32(0), lanes)
+        made_floats = splat_f32(np.float32(0), made_lanes)
         segment = splat_f32(np.float32(0), segment_lanes)
         flat = splat_f32(np.float32(0), 16)
         rows, rowptr, chunk = a[ROWS], a[ROWPTR], edges_at_a_time(a)
@@ -149,17 +154,21 @@ def _attend_dot(lanes, segment_lanes, by_head, quantized):
                 first, stop = source(rowptr, row), source(rowptr, row + 1)
                 for edge in range(first, stop, chunk):
                     count = min(chunk, stop - edge)
+                    given = a[EDGE], a[EDGE_INDEX]
+                    made = make_edges(a, scratch, given, edge, count, made_floats, made_lanes)
                     if by_head:
-                        _dot_scores_by_head(a, scratch, row, edge, count, like, lanes)
+                        _dot_scores_by_head(a, scratch, row, edge, count, made, like, lanes)
                     else:
-                        _dot_scores(a, scratch, row, edge, count, like, segment, lanes)
+                        _dot_scores(a, scratch, row, edge, count, made, like, segment, lanes)
                     _scale_logits(a, scratch, count, flat)
                     mute_tail(a, scratch, count, flat)
                     weigh_chunk(a, scratch, count, edge == first, flat)
                     if by_head:
-                        add_chunk_by_head(a, scratch, edge, count, edge == first, like, lanes)
+                        add_chunk_by_head(a, scratch, edge, count, made, edge == first, like, lanes)
                     else:
-                        add_chunk(a, scratch, edge, count, edge == first, like, segment, lanes)
+                        add_chunk(
+                            a, scratch, edge, count, made, edge == first, like, segment, lanes
+                        )
                 empty = first == stop
                 if not empty:
                     invert_sums(a, scratch, flat)
@@ -181,6 +190,8 @@ def reject_attend_dot(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     score_scale: float = 1.0,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -188,7 +199,8 @@ def reject_attend_dot(
     activation: str = "none",
 ) -> str | None:
     rows = {"query": query, "key": key, "value": value}
-    others = {"edge": edge, "edge_index": edge_index, "bias": bias, "residual": residual}
+    others = {"edge": edge, "edge_index": edge_index, "edge_bias": edge_bias}
+    others |= {"bias": bias, "residual": residual}
     return reject_attention(key, rowptr, src, rows, others)
 
 
@@ -200,6 +212,8 @@ def attend_dot(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     score_scale: float = 1.0,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -222,6 +236,8 @@ def attend_dot(
         activation,
         edge=edge,
         edge_index=edge_index,
+        edge_weight=edge_weight,
+        edge_bias=edge_bias,
     )
 
 
@@ -237,6 +253,8 @@ def reject_quantized_attend_dot(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     score_scale: float = 1.0,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -247,7 +265,8 @@ def reject_quantized_attend_dot(
     out_bits: int = 8,
 ) -> str | None:
     rows = {"query": query, "key": key, "value": value}
-    others = {"edge": edge, "edge_index": edge_index, "bias": bias, "residual": residual}
+    others = {"edge": edge, "edge_index": edge_index, "edge_bias": edge_bias}
+    others |= {"bias": bias, "residual": residual}
     return reject_attention(key, rowptr, src, rows, others)
 
 
@@ -263,6 +282,8 @@ def quantized_attend_dot(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     score_scale: float = 1.0,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -291,4 +312,6 @@ def quantized_attend_dot(
         out_bits,
         edge=edge,
         edge_index=edge_index,
+        edge_weight=edge_weight,
+        edge_bias=edge_bias,
     )

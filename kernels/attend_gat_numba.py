@@ -140,6 +140,7 @@ def _attend_gat(lanes, segment_lanes, by_head, quantized):
         floats = splat_f32(np.float32(0), lanes)
         segment = splat_f32(np.float32(0), segment_lanes)
         flat = splat_f32(np.float32(0), 16)
+        none = np.int64(0), np.int64(0), np.int64(0)
         rows, rowptr, chunk = a[ROWS], a[ROWPTR], edges_at_a_time(a)
         while True:
             piece = take_piece(a)
@@ -156,9 +157,11 @@ def _attend_gat(lanes, segment_lanes, by_head, quantized):
                     mute_tail(a, scratch, count, flat)
                     weigh_chunk(a, scratch, count, edge == first, flat)
                     if by_head:
-                        add_chunk_by_head(a, scratch, edge, count, edge == first, like, lanes)
+                        add_chunk_by_head(a, scratch, edge, count, none, edge == first, like, lanes)
                     else:
-                        add_chunk(a, scratch, edge, count, edge == first, like, segment, lanes)
+                        add_chunk(
+                            a, scratch, edge, count, none, edge == first, like, segment, lanes
+                        )
                 empty = first == stop
                 if not empty:
                     invert_sums(a, scratch, flat)

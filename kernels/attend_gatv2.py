@@ -14,11 +14,14 @@ from torch.nn.functional import leaky_relu
 
 from gnnfx.ir.op import Cost, OpDef, register
 from gnnfx.kernels.attention import (
+    Edges,
     Samples,
     attention_cost,
     check_edges,
     check_floats,
     check_rows,
+    edge_flops,
+    edge_rows,
     empty_heads,
     finish_heads,
     weigh,
@@ -36,6 +39,8 @@ def reference(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -44,10 +49,12 @@ def reference(
 ) -> Tensor:
     """float32 `x_src` [S, H, C], `x_dst` [N, H, C], `att` [H, C]: [N, H * C] or [N, C].
 
-    `edge` [E, H, C] in any order, and where the edges of `src` are in it: `edge_index` [E].
+    `edge` [E, H, C] in any order, and where the edges of `src` are in it: `edge_index` [E]; with
+    `edge_weight` [H * C, D] and `edge_bias` [H * C], `edge` is [E, D] and passes a linear layer.
     `bias` [H * C] and `residual` [N, H * C], or [C] and [N, C] of a mean over heads.
     """
-    rows = _weighted(x_src, x_dst, att, rowptr, src, edge, edge_index, negative_slope)
+    edges = edge, edge_index, edge_weight, edge_bias
+    rows = _weighted(x_src, x_dst, att, rowptr, src, edges, negative_slope)
     return finish_heads(rows, mean_heads, bias, residual, activation)
 
 
@@ -57,14 +64,13 @@ def _weighted(
     att: Tensor,
     rowptr: Tensor,
     src: Tensor,
-    edge: Tensor | None,
-    edge_index: Tensor | None,
+    edges: Edges,
     negative_slope: float,
 ) -> Tensor:
     rows = row_of_edge(rowptr, src.shape[0])
     pairs = x_src.index_select(0, src) + x_dst.index_select(0, rows)
-    if edge is not None and edge_index is not None:
-        pairs = pairs + edge.index_select(0, edge_index)
+    if (edge := edge_rows(edges, tuple(x_src.shape[1:]))) is not None:
+        pairs = pairs + edge
     return weigh(x_src, (att * leaky_relu(pairs, negative_slope)).sum(-1), rowptr, src)
 
 
@@ -80,6 +86,8 @@ def quantized_reference(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -93,7 +101,8 @@ def quantized_reference(
     channels = x_src.shape[-1]
     source = dequantize_reference(x_src, scale_src, zero_point_src, channels)
     target = dequantize_reference(x_dst, scale_dst, zero_point_dst, channels)
-    rows = _weighted(source, target, att, rowptr, src, edge, edge_index, negative_slope)
+    edges = edge, edge_index, edge_weight, edge_bias
+    rows = _weighted(source, target, att, rowptr, src, edges, negative_slope)
     qparams = out_scale, out_zero_point, out_bits
     return finish_heads(rows, mean_heads, bias, residual, activation, *qparams)
 
@@ -104,12 +113,11 @@ def _check(
     att: Tensor,
     rowptr: Tensor,
     src: Tensor,
-    edge: Tensor | None,
-    edge_index: Tensor | None,
+    edges: Edges,
 ) -> None:
     check_csr(rowptr, src)
     check_floats("att", att, tuple(x_src.shape[1:]))
-    check_edges(edge, edge_index, src, tuple(x_src.shape[1:]))
+    check_edges(edges, src, tuple(x_src.shape[1:]))
     want = (rowptr.shape[0] - 1, *x_src.shape[1:])
     if tuple(x_dst.shape) != want:
         raise ValueError(f"x_dst must be {want}, got {tuple(x_dst.shape)}")
@@ -117,39 +125,46 @@ def _check(
 
 def fake(*args: Any, **kwargs: Any) -> Tensor:
     given = arguments(reference, *args, **kwargs)
-    x_src, x_dst, att, rowptr, src, edge, edge_index, _, *epilogue = given
+    x_src, x_dst, att, rowptr, src, edge, order, weight, shift, _, *epilogue = given
+    edges = edge, order, weight, shift
     check_rows("x_src", x_src, torch.float32)
     check_rows("x_dst", x_dst, torch.float32)
-    _check(x_src, x_dst, att, rowptr, src, edge, edge_index)
+    _check(x_src, x_dst, att, rowptr, src, edges)
     return empty_heads(x_src, rowptr.shape[0] - 1, *epilogue)
 
 
 def quantized_fake(*args: Any, **kwargs: Any) -> Tensor:
     given = arguments(quantized_reference, *args, **kwargs)
-    x_src, _, _, x_dst, _, _, att, rowptr, src, edge, edge_index, _, *epilogue = given
+    x_src, _, _, x_dst, _, _, att, rowptr, src, edge, order, weight, shift, _, *epilogue = given
+    edges = edge, order, weight, shift
     check_rows("x_src", x_src, torch.int8)
     check_rows("x_dst", x_dst, torch.int8)
-    _check(x_src, x_dst, att, rowptr, src, edge, edge_index)
+    _check(x_src, x_dst, att, rowptr, src, edges)
     return empty_heads(x_src, rowptr.shape[0] - 1, *epilogue)
 
 
 def cost(*args: Any, **kwargs: Any) -> Cost:
     """Each edge reads a row of x_src once: about six operations a head and six a channel."""
     given = arguments(reference, *args, **kwargs)
-    x_src, x_dst, att, rowptr, src, edge, edge_index, _, *epilogue = given
+    x_src, x_dst, att, rowptr, src, edge, order, weight, shift, _, *epilogue = given
+    edges = edge, order, weight, shift
     heads, channels = x_src.shape[1:]
-    gathered, flops = heads * channels * x_src.element_size(), heads * (6 + 6 * channels)
-    read = x_dst, att, edge, edge_index
+    gathered = heads * channels * x_src.element_size()
+    flops = heads * (6 + 6 * channels) + edge_flops(edges)
+    read = x_dst, att, *edges
     return attention_cost(gathered, flops, x_src, rowptr, src, read, *epilogue)
 
 
 def quantized_cost(*args: Any, **kwargs: Any) -> Cost:
     """As `attend_gatv2`, with rows of one byte a channel."""
     given = arguments(quantized_reference, *args, **kwargs)
-    x_src, s, z, x_dst, scale, zero_point, att, rowptr, src, edge, edge_index, _, *epilogue = given
+    x_src, s, z, x_dst, scale, zero_point, att, rowptr, src, *others = given
+    edge, order, weight, shift, _, *epilogue = others
+    edges = edge, order, weight, shift
     heads, channels = x_src.shape[1:]
-    gathered, flops = heads * channels * x_src.element_size(), heads * (6 + 6 * channels)
-    read = x_dst, att, s, z, scale, zero_point, edge, edge_index
+    gathered = heads * channels * x_src.element_size()
+    flops = heads * (6 + 6 * channels) + edge_flops(edges)
+    read = x_dst, att, s, z, scale, zero_point, *edges
     return attention_cost(gathered, flops, x_src, rowptr, src, read, *epilogue)
 
 

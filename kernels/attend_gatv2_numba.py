@@ -30,6 +30,7 @@ from gnnfx.kernels.attention_numba import (
     TARGET_STRIDE,
     add_chunk,
     add_chunk_by_head,
+    edge_place,
     edges_at_a_time,
     finish_mean,
     finish_row,
@@ -37,6 +38,7 @@ from gnnfx.kernels.attention_numba import (
     head_of,
     invert_sums,
     launch_attention,
+    make_edges,
     mute_tail,
     prefetch_blocks,
     prefetch_pair,
@@ -67,10 +69,10 @@ from gnnfx.kernels.vectors_numba import (
 
 
 @njit(forceinline=True)
-def _gatv2_scores(a, scratch, row, first, count, like, segment, lanes):
+def _gatv2_scores(a, scratch, row, first, count, made, like, segment, lanes):
     """Logits [count, padded]: att . leaky_relu(source + destination [+ edge]) of each head."""
     channels, padded, src, rows, stride = a[HEAD_CHANNELS], a[PADDED], a[SRC], a[KEY], a[KEY_STRIDE]
-    width, edges, index = a[HEADS] * channels, a[KEY_EDGE], a[KEY_EDGE_INDEX]
+    width, (edges, index, first_edge) = a[HEADS] * channels, made
     scale, zero_point = read_qparams(a[KEY_SCALE], a[KEY_ZERO_POINT])
     for start in range(0, width, lanes):
         start = min(start, width - lanes)
@@ -85,7 +87,7 @@ def _gatv2_scores(a, scratch, row, first, count, like, segment, lanes):
             key = load_floats(rows + source(src, first + i) * stride, start, like)
             value = multiply_add(key, scales, target)
             if edges != 0:
-                place = source(index, first + i) * width + start
+                place = edge_place(index, first_edge + i) * width + start
                 value = value + load_f32_like(edges + 4 * place, value)
             value = leaky_relu(value, slope) * att
             scores = add_segments(value, segment)
@@ -96,11 +98,11 @@ def _gatv2_scores(a, scratch, row, first, count, like, segment, lanes):
 
 
 @njit(forceinline=True)
-def _gatv2_scores_by_head(a, scratch, row, first, count, like, lanes):
+def _gatv2_scores_by_head(a, scratch, row, first, count, made, like, lanes):
     """The same, for heads of any number of channels."""
     channels, padded, src, rows, stride = a[HEAD_CHANNELS], a[PADDED], a[SRC], a[KEY], a[KEY_STRIDE]
     heads, att, targets = a[HEADS], a[ATT], a[TARGET] + row * a[TARGET_STRIDE]
-    edges, index, edge = a[KEY_EDGE], a[KEY_EDGE_INDEX], np.int64(0)
+    (edges, index, first_edge), edge = made, np.int64(0)
     scale, zero_point = read_qparams(a[KEY_SCALE], a[KEY_ZERO_POINT])
     scales = splat_f32_like(scale, like)
     offset = splat_f32_like(scale * np.float32(zero_point), like)
@@ -109,7 +111,7 @@ def _gatv2_scores_by_head(a, scratch, row, first, count, like, lanes):
         prefetch_pair(a, first + i)
         base = rows + source(src, first + i) * stride
         if edges != 0:
-            edge = edges + 4 * source(index, first + i) * heads * channels
+            edge = edges + 4 * edge_place(index, first_edge + i) * heads * channels
         for head in range(heads):
             total = splat_f32_like(np.float32(0), like)
             for channel in range(0, channels, lanes):
@@ -128,12 +130,16 @@ def _gatv2_scores_by_head(a, scratch, row, first, count, like, lanes):
 
 
 def _attend_gatv2(lanes, segment_lanes, by_head, quantized):
+    made_lanes = min(lanes, 64)  # those of four edges stay in registers
+
     def kernel(a):
         scratch = scratch_floats(SCRATCH)
         like = splat_i8(0, lanes) if quantized else splat_f32(np.float32(0), lanes)
         floats = splat_f32(np.float32(0), lanes)
+        made_floats = splat_f32(np.float32(0), made_lanes)
         segment = splat_f32(np.float32(0), segment_lanes)
         flat = splat_f32(np.float32(0), 16)
+        none = np.int64(0), np.int64(0), np.int64(0)
         rows, rowptr, chunk = a[ROWS], a[ROWPTR], edges_at_a_time(a)
         while True:
             piece = take_piece(a)
@@ -145,16 +151,20 @@ def _attend_gatv2(lanes, segment_lanes, by_head, quantized):
                 first, stop = source(rowptr, row), source(rowptr, row + 1)
                 for edge in range(first, stop, chunk):
                     count = min(chunk, stop - edge)
+                    given = a[KEY_EDGE], a[KEY_EDGE_INDEX]
+                    made = make_edges(a, scratch, given, edge, count, made_floats, made_lanes)
                     if by_head:
-                        _gatv2_scores_by_head(a, scratch, row, edge, count, like, lanes)
+                        _gatv2_scores_by_head(a, scratch, row, edge, count, made, like, lanes)
                     else:
-                        _gatv2_scores(a, scratch, row, edge, count, like, segment, lanes)
+                        _gatv2_scores(a, scratch, row, edge, count, made, like, segment, lanes)
                     mute_tail(a, scratch, count, flat)
                     weigh_chunk(a, scratch, count, edge == first, flat)
                     if by_head:
-                        add_chunk_by_head(a, scratch, edge, count, edge == first, like, lanes)
+                        add_chunk_by_head(a, scratch, edge, count, none, edge == first, like, lanes)
                     else:
-                        add_chunk(a, scratch, edge, count, edge == first, like, segment, lanes)
+                        add_chunk(
+                            a, scratch, edge, count, none, edge == first, like, segment, lanes
+                        )
                 empty = first == stop
                 if not empty:
                     invert_sums(a, scratch, flat)
@@ -176,6 +186,8 @@ def reject_attend_gatv2(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -183,7 +195,7 @@ def reject_attend_gatv2(
     activation: str = "none",
 ) -> str | None:
     rows = {"x_src": x_src, "x_dst": x_dst}
-    others = {"att": att, "edge": edge, "edge_index": edge_index}
+    others = {"att": att, "edge": edge, "edge_index": edge_index, "edge_bias": edge_bias}
     others |= {"bias": bias, "residual": residual}
     return reject_attention(x_src, rowptr, src, rows, others)
 
@@ -196,6 +208,8 @@ def attend_gatv2(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -219,6 +233,8 @@ def attend_gatv2(
         att=att,
         key_edge=edge,
         key_edge_index=edge_index,
+        edge_weight=edge_weight,
+        edge_bias=edge_bias,
     )
 
 
@@ -234,6 +250,8 @@ def reject_quantized_attend_gatv2(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -244,7 +262,7 @@ def reject_quantized_attend_gatv2(
     out_bits: int = 8,
 ) -> str | None:
     rows = {"x_src": x_src, "x_dst": x_dst}
-    others = {"att": att, "edge": edge, "edge_index": edge_index}
+    others = {"att": att, "edge": edge, "edge_index": edge_index, "edge_bias": edge_bias}
     others |= {"bias": bias, "residual": residual}
     return reject_attention(x_src, rowptr, src, rows, others)
 
@@ -261,6 +279,8 @@ def quantized_attend_gatv2(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -290,4 +310,6 @@ def quantized_attend_gatv2(
         att=att,
         key_edge=edge,
         key_edge_index=edge_index,
+        edge_weight=edge_weight,
+        edge_bias=edge_bias,
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from gnnfx.ir.op import Cost
 from gnnfx.kernels.aggregate import aggregate_reference
@@ -108,15 +109,46 @@ def attention_cost(
     return Cost(edges * flops, moved, edges * gathered)
 
 
-def check_edges(
-    edge: Tensor | None, edge_index: Tensor | None, src: Tensor, heads: tuple[int, ...]
-) -> None:
-    """Raise ValueError unless `edge` [E, H, C] and its order are given, or neither."""
+Edges = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def edge_rows(edges: Edges, heads: tuple[int, ...]) -> Tensor | None:
+    """What edges add [E, H, C], in the order of destinations: for references.
+
+    edges: `edge` [E, H, C] or, with `edge_weight` [H * C, D] and `edge_bias` [H * C], [E, D]; and
+        `edge_index` [E], where the edges by destination stand in it.
+    """
+    edge, edge_index, weight, bias = edges
+    if edge is None or edge_index is None:
+        return None
+    own = edge.index_select(0, edge_index)
+    return own if weight is None else linear(own, weight, bias).unflatten(1, heads)
+
+
+def edge_flops(edges: Edges) -> int:
+    """Operations that the linear layer takes for an edge."""
+    return 0 if edges[2] is None else 2 * edges[2].numel()
+
+
+def check_edges(edges: Edges, src: Tensor, heads: tuple[int, ...]) -> None:
+    """Raise ValueError unless what `edge_rows` takes fits together, or all is None."""
+    edge, edge_index, weight, bias = edges
     if (edge is None) != (edge_index is None):
         raise ValueError("edge and edge_index must be given together")
+    width = heads[0] * heads[1]
     if edge is None or edge_index is None:
+        if weight is not None or bias is not None:
+            raise ValueError("edge_weight and edge_bias go with edge")
         return
-    check_floats("edge", edge, (src.shape[0], *heads))
+    if weight is None:
+        check_floats("edge", edge, (src.shape[0], *heads))
+    else:
+        check_floats("edge", edge, (src.shape[0], *edge.shape[1:2]))
+        check_floats("edge_weight", weight, (width, *edge.shape[1:2]))
+    if bias is not None:
+        if weight is None:
+            raise ValueError("edge_bias goes with edge_weight")
+        check_floats("edge_bias", bias, (width,))
     if edge_index.dtype != src.dtype or edge_index.shape != src.shape:
         got = f"{edge_index.dtype} {tuple(edge_index.shape)}"
         raise ValueError(f"edge_index must be {src.dtype} {tuple(src.shape)}, got {got}")
@@ -147,15 +179,17 @@ class Samples:
         for number, (heads, channels) in enumerate(_SHAPES * 2):
             yield number, heads, channels, *graphs[(number + number // 9) % len(graphs)]
 
-    def edges(
-        self, number: int, heads: int, channels: int, src: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """An edge term with its order, or none."""
-        if number % 3 != 1:
-            return None, None
-        edges = src.shape[0]
+    def edges(self, number: int, heads: int, channels: int, src: Tensor) -> Edges:
+        """An edge term with its order, features of edges with their layer, or none."""
+        if number % 3 == 0:
+            return None, None, None, None
+        edges, width = src.shape[0], heads * channels
         order = torch.arange(edges - 1, -1, -1, dtype=src.dtype, device=self.device)
-        return self.floats(edges, heads, channels), order
+        if number % 3 == 1:
+            return self.floats(edges, heads, channels), order, None, None
+        features = number % 4 + 1
+        bias = self.floats(width) if number % 2 else None
+        return self.floats(edges, features), order, self.floats(width, features), bias
 
     def epilogue(self, number: int, heads: int, channels: int, num_rows: int) -> dict[str, Any]:
         """Keyword arguments that finish the rows of a float op."""

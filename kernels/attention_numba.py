@@ -63,6 +63,8 @@ TARGET, TARGET_STRIDE, FACTOR = range(FIRST_FREE + 14, FIRST_FREE + 17)
 SCORE, SCORE_STRIDE, ATT, EDGE, EDGE_INDEX = range(FIRST_FREE + 17, FIRST_FREE + 22)
 KEY_EDGE, KEY_EDGE_INDEX = range(FIRST_FREE + 22, FIRST_FREE + 24)
 ROW_BYTES, LAST_EDGE, AHEAD = range(FIRST_FREE + 24, FIRST_FREE + 27)
+# With features of edges, EDGE or KEY_EDGE are these, and rows are made of them for some edges.
+FEATURES, EDGE_WEIGHT, EDGE_BIAS = range(FIRST_FREE + 27, FIRST_FREE + 30)
 
 FLOATS = None, None  # rows that are not codes have neither scale nor zero point
 
@@ -76,7 +78,9 @@ _BYTES_AHEAD = 4096  # of rows asked for and not read yet, of 16 edges at most
 # Scratch memory: logits; for each head its maximum, sum, rescaling and target score; sums by block.
 _HIGHEST, _SUM, _RESCALE, TARGET_SCORE = (4 * (_CHUNK_VALUES + i * MOST_HEADS) for i in range(4))
 _ROW = 4 * (_CHUNK_VALUES + 4 * MOST_HEADS)
-SCRATCH = _CHUNK_VALUES + 4 * MOST_HEADS + 2 * MOST_CHANNELS + 64
+_MADE = _ROW + 4 * (2 * MOST_CHANNELS + 64)  # rows of edges
+_MADE_VALUES = 2 * MOST_CHANNELS
+SCRATCH = _CHUNK_VALUES + 4 * MOST_HEADS + 2 * MOST_CHANNELS + 64 + _MADE_VALUES + 64
 
 
 @njit(forceinline=True)
@@ -111,6 +115,51 @@ def prefetch_blocks(a, edge, start, like):
     prefetch_floats(a[KEY] + ahead * a[KEY_STRIDE], start, like)
     if a[VALUE] != a[KEY]:
         prefetch_floats(a[VALUE] + source(a[SRC], edge) * a[VALUE_STRIDE], start, like)
+
+
+@njit(forceinline=True)
+def make_edges(a, scratch, given, first, count, floats, lanes):
+    """Rows of some edges from their features: (where rows lie, their order, the first of them).
+
+    Without features, what is given: rows of all edges.  Four edges at a time read the weight once.
+    """
+    edges, index = given
+    if a[EDGE_WEIGHT] == 0:
+        return edges, index, first
+    width, features, last = a[HEADS] * a[HEAD_CHANNELS], a[FEATURES], count - 1
+    for i in range(0, count, 4):
+        i1, i2, i3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
+        for soon in range(first + i + SCORES_AHEAD, first + i + SCORES_AHEAD + 4):
+            prefetch(edges + 4 * features * source(index, min(soon, a[LAST_EDGE])), 1)
+        f0 = edges + 4 * features * source(index, first + i)
+        f1 = edges + 4 * features * source(index, first + i1)
+        f2 = edges + 4 * features * source(index, first + i2)
+        f3 = edges + 4 * features * source(index, first + i3)
+        for block in range(0, width, lanes):
+            start = min(block, width - lanes)
+            t0 = splat_f32_like(np.float32(0), floats)
+            if a[EDGE_BIAS] != 0:
+                t0 = load_f32_like(a[EDGE_BIAS] + 4 * start, floats)
+            t1, t2, t3 = t0, t0, t0
+            weight = a[EDGE_WEIGHT] + 4 * start
+            for place in range(0, 4 * features, 4):
+                by = load_f32_like(weight + width * place, floats)
+                t0 = multiply_add(splat_f32_like(read_f32(f0 + place), floats), by, t0)
+                t1 = multiply_add(splat_f32_like(read_f32(f1 + place), floats), by, t1)
+                t2 = multiply_add(splat_f32_like(read_f32(f2 + place), floats), by, t2)
+                t3 = multiply_add(splat_f32_like(read_f32(f3 + place), floats), by, t3)
+            out = scratch + _MADE + 4 * start
+            store(out + 4 * width * i, t0)
+            store(out + 4 * width * i1, t1)
+            store(out + 4 * width * i2, t2)
+            store(out + 4 * width * i3, t3)
+    return scratch + _MADE, np.int64(0), np.int64(0)
+
+
+@njit(forceinline=True)
+def edge_place(index, edge):
+    """Where the row of an edge stands among the rows of edges."""
+    return source(index, edge) if index != 0 else edge
 
 
 @njit(forceinline=True)
@@ -193,8 +242,11 @@ def head_of(start, channels):
 
 
 @njit(forceinline=True)
-def add_chunk(a, scratch, first, count, is_first, like, segment, lanes):
-    """Add the weighted rows of some edges to the sums so far, a block of heads at a time."""
+def add_chunk(a, scratch, first, count, made, is_first, like, segment, lanes):
+    """Add the weighted rows of some edges to the sums so far, a block of heads at a time.
+
+    made: what `make_edges` found.
+    """
     channels, padded, src, rows, stride = (
         a[HEAD_CHANNELS],
         a[PADDED],
@@ -202,7 +254,7 @@ def add_chunk(a, scratch, first, count, is_first, like, segment, lanes):
         a[VALUE],
         a[VALUE_STRIDE],
     )
-    width, edges, index = a[HEADS] * channels, a[EDGE], a[EDGE_INDEX]
+    width, (edges, index, first_edge) = a[HEADS] * channels, made
     alone = a[KEY] == 0
     scale, _ = read_qparams(a[VALUE_SCALE], a[VALUE_ZERO_POINT])
     for block in range(0, width, lanes):
@@ -214,8 +266,9 @@ def add_chunk(a, scratch, first, count, is_first, like, segment, lanes):
                 ahead = source(src, min(first + i + a[AHEAD], a[LAST_EDGE]))
                 prefetch_floats(rows + ahead * stride, start, like)
             value = load_floats(rows + source(src, first + i) * stride, start, like)
-            if index != 0:
-                edge = load_f32_like(edges + 4 * (source(index, first + i) * width + start), like)
+            if a[EDGE_INDEX] != 0:
+                place = edge_place(index, first_edge + i) * width + start
+                edge = load_f32_like(edges + 4 * place, like)
                 value = multiply_add(value, splat_f32_like(scale, like), edge)
             total = multiply_add(value, spread(weights + 4 * i * padded, segment, like), total)
         out = scratch + _ROW + 4 * block
@@ -252,10 +305,10 @@ def _store_sum(out, rescale, total, is_first, like):
 
 
 @njit(forceinline=True)
-def add_chunk_by_head(a, scratch, first, count, is_first, like, lanes):
+def add_chunk_by_head(a, scratch, first, count, made, is_first, like, lanes):
     """Add the weighted rows of some edges to the sums so far, four blocks of a head at a time."""
     heads, channels, padded, src = a[HEADS], a[HEAD_CHANNELS], a[PADDED], a[SRC]
-    rows, stride, edges, index = a[VALUE], a[VALUE_STRIDE], a[EDGE], a[EDGE_INDEX]
+    rows, stride, (edges, index, first_edge) = a[VALUE], a[VALUE_STRIDE], made
     alone = a[KEY] == 0
     blocks, most = heads * ((channels + lanes - 1) // lanes), channels - lanes
     scale, _ = read_qparams(a[VALUE_SCALE], a[VALUE_ZERO_POINT])
@@ -274,8 +327,8 @@ def add_chunk_by_head(a, scratch, first, count, is_first, like, lanes):
                 _prefetch_row(a, rows, stride, first + i + a[AHEAD])
             base, w = rows + source(src, first + i) * stride, scratch + 4 * i * padded
             e0 = e1 = e2 = e3 = np.int64(0)
-            if index != 0:
-                edge = edges + 4 * source(index, first + i) * heads * channels
+            if a[EDGE_INDEX] != 0:
+                edge = edges + 4 * edge_place(index, first_edge + i) * heads * channels
                 e0, e1, e2, e3 = edge + 4 * p0, edge + 4 * p1, edge + 4 * p2, edge + 4 * p3
             t0 = _weighted(base, p0, e0, w + 4 * h0, t0, scale, like)
             t1 = _weighted(base, p1, e1, w + 4 * h1, t1, scale, like)
@@ -364,7 +417,10 @@ def finish_mean(a, scratch, row, is_empty, segment, segment_lanes, lanes, by_hea
 @njit(forceinline=True)
 def edges_at_a_time(a):
     """Edges at a time."""
-    return min(_CHUNK_EDGES, _CHUNK_VALUES // max(a[PADDED], 16))
+    most = min(_CHUNK_EDGES, _CHUNK_VALUES // max(a[PADDED], 16))
+    if a[EDGE_WEIGHT] != 0:
+        most = min(most, _MADE_VALUES // (a[HEADS] * a[HEAD_CHANNELS]))
+    return most
 
 
 def _layout(heads: int, channels: int) -> tuple[int, int, bool]:
@@ -423,6 +479,8 @@ def launch_attention(
     edge_index: Tensor | None = None,
     key_edge: Tensor | None = None,
     key_edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
 ) -> Tensor:
     num_rows, (heads, channels) = rowptr.shape[0] - 1, value.shape[1:]
     width = channels if mean_heads else heads * channels
@@ -434,6 +492,8 @@ def launch_attention(
     padded = 1 << (heads - 1).bit_length()
     row_bytes = heads * channels * value.element_size()
     kernel = compiled(make, lanes, segment, by_head, value.dtype == torch.int8)
+    features = 0 if edge_weight is None else edge_weight.shape[1]
+    by_feature = None if edge_weight is None else edge_weight.t().contiguous()
     factors = torch.tensor(factor, dtype=torch.float32, device="cpu")
     epilogue = epilogue_arguments(
         num_rows,
@@ -456,6 +516,7 @@ def launch_attention(
         *(address(score), _row_stride(score), address(att), address(edge), address(edge_index)),
         *(address(key_edge), address(key_edge_index)),
         *(row_bytes, src.shape[0] - 1, max(1, min(16, _BYTES_AHEAD // row_bytes))),
+        *(features, address(by_feature), address(edge_bias)),
     ]
     launch(kernel, count_pieces((src.shape[0] + num_rows) * heads * channels, num_rows), args)
     return out if out_scale is None else pack_codes(out, out_bits)

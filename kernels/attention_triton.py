@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import linear
 
 from gnnfx.kernels.attention import finish_heads
 from gnnfx.kernels.codes_triton import EXACT, load_row_bounds, reject_strided
@@ -418,6 +419,8 @@ def reject_attend_gatv2(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -440,6 +443,8 @@ def attend_gatv2(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -447,7 +452,7 @@ def attend_gatv2(
     activation: str = "none",
 ) -> Tensor:
     qparams = (None, None)
-    edges = edge, edge_index
+    edges = _rows_of_edges(x_src, edge, edge_weight, edge_bias), edge_index
     rows = _launch_gatv2(x_src, qparams, x_dst, qparams, att, rowptr, src, edges, negative_slope)
     return finish_heads(rows, mean_heads, bias, residual, activation)
 
@@ -464,6 +469,8 @@ def reject_quantized_attend_gatv2(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -488,6 +495,8 @@ def quantized_attend_gatv2(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -498,7 +507,7 @@ def quantized_attend_gatv2(
     out_bits: int = 8,
 ) -> Tensor:
     left, right = (scale_src, zero_point_src), (scale_dst, zero_point_dst)
-    edges = edge, edge_index
+    edges = _rows_of_edges(x_src, edge, edge_weight, edge_bias), edge_index
     rows = _launch_gatv2(x_src, left, x_dst, right, att, rowptr, src, edges, negative_slope)
     qparams = out_scale, out_zero_point, out_bits
     return finish_heads(rows, mean_heads, bias, residual, activation, *qparams)
@@ -545,6 +554,8 @@ def reject_attend_dot(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     score_scale: float = 1.0,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -567,15 +578,17 @@ def attend_dot(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     score_scale: float = 1.0,
     mean_heads: bool = False,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    rows = _launch_dot(
-        query, (key, None, None), (value, None, None), rowptr, src, edge, edge_index, score_scale
-    )
+    keys, values = (key, None, None), (value, None, None)
+    edges = _rows_of_edges(key, edge, edge_weight, edge_bias), edge_index
+    rows = _launch_dot(query, keys, values, rowptr, src, edges, score_scale)
     return finish_heads(rows, mean_heads, bias, residual, activation)
 
 
@@ -591,6 +604,8 @@ def reject_quantized_attend_dot(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     score_scale: float = 1.0,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -600,7 +615,7 @@ def reject_quantized_attend_dot(
     out_zero_point: Tensor | None = None,
     out_bits: int = 8,
 ) -> str | None:
-    return reject_attend_dot(query, key, value, rowptr, src, edge, edge_index, score_scale)
+    return reject_attend_dot(query, key, value, rowptr, src, edge, edge_index)
 
 
 def quantized_attend_dot(
@@ -615,6 +630,8 @@ def quantized_attend_dot(
     src: Tensor,
     edge: Tensor | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    edge_bias: Tensor | None = None,
     score_scale: float = 1.0,
     mean_heads: bool = False,
     bias: Tensor | None = None,
@@ -625,7 +642,8 @@ def quantized_attend_dot(
     out_bits: int = 8,
 ) -> Tensor:
     keys, values = (key, key_scale, key_zero_point), (value, value_scale, value_zero_point)
-    rows = _launch_dot(query, keys, values, rowptr, src, edge, edge_index, score_scale)
+    edges = _rows_of_edges(key, edge, edge_weight, edge_bias), edge_index
+    rows = _launch_dot(query, keys, values, rowptr, src, edges, score_scale)
     qparams = out_scale, out_zero_point, out_bits
     return finish_heads(rows, mean_heads, bias, residual, activation, *qparams)
 
@@ -636,8 +654,7 @@ def _launch_dot(
     value: tuple[Tensor, Tensor | None, Tensor | None],
     rowptr: Tensor,
     src: Tensor,
-    edge: Tensor | None,
-    edge_index: Tensor | None,
+    edges: tuple[Tensor | None, Tensor | None],
     score_scale: float,
 ) -> Tensor:
     rows, heads, channels = query.shape
@@ -647,8 +664,7 @@ def _launch_dot(
         query,
         *key,
         *value,
-        edge,
-        edge_index,
+        *edges,
         rowptr,
         src,
         out,
@@ -659,6 +675,16 @@ def _launch_dot(
         **EXACT,
     )
     return out
+
+
+def _rows_of_edges(
+    rows: Tensor, edge: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> Tensor | None:
+    """What edges add [E, H, C] to `rows` [S, H, C], in the order in which they are given."""
+    if edge is None or weight is None:
+        return edge
+    made: Tensor = linear(edge, weight, bias).unflatten(1, rows.shape[1:])
+    return made
 
 
 def _blocks(edges: int, rows: int, heads: int, block_c: int) -> dict[str, int]:

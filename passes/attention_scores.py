@@ -139,7 +139,8 @@ def _gatv2(frame: Frame, hidden: Instr, att: Instr) -> Scores | str:
         return "the score has other terms than x_src[src] + x_dst[dst] + edge"
     listed = (None, None) if edge is None else (edge.arg, edge.args["index"])
     slope = hidden.args["negative_slope"]
-    return "attend_gatv2", (frame.value, x_dst, att, frame.rowptr, frame.src, *listed, slope)
+    rows = frame.value, x_dst, att, frame.rowptr, frame.src
+    return "attend_gatv2", (*rows, *listed, None, None, slope)
 
 
 def _is_of_edges(term: Instr, frame: Frame) -> bool:
@@ -163,7 +164,7 @@ def _dot(frame: Frame, left: Instr, right: Instr, scale: float) -> Scores | str:
         if query.shape[1:] != frame.value.shape[1:] or sources[0].shape != frame.value.shape:
             return "queries, keys and values differ in shape"
         rows = query, sources[0], frame.value
-        return "attend_dot", (*rows, frame.rowptr, frame.src, frame.edge, None, scale)
+        return "attend_dot", (*rows, frame.rowptr, frame.src, frame.edge, None, None, None, scale)
     return "the score is not a dot product of a destination's row with a source's"
 
 

@@ -10,7 +10,8 @@
     z: f32[N, 32] = attend_gat(x, a_src, a_dst, rowptr, src, None, 0.2)
 
 and, where the score is att . leaky_relu(x_src[src] + x_dst[dst] [+ edge]), attend_gatv2; where it
-is query[dst] . key[src] (see `attention_scores`), attend_dot.  A mean over heads is part of the op.
+is query[dst] . key[src] (see `attention_scores`), attend_dot.  A mean over heads is part of the op,
+and so is a linear layer of a few features of edges, whose rows need not exist for all edges.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ from gnnfx.ir.program import Instr, Program
 from gnnfx.ir.rewriter import Rewriter
 from gnnfx.pass_manager import Numerics, Pass, PassContext
 from gnnfx.passes.attention_scores import Frame, Scores, match_scores, unsorted_frame
+from gnnfx.passes.fuse_messages import edge_features
 
 # Places of the arguments that have an axis of heads.
 _HEADED = {"attend_gat": (0, 1, 2), "attend_gatv2": (0, 1, 2, 5), "attend_dot": (0, 1, 2, 5)}
+
+# So many are multiplied in less time than their products are written and read again.
+_MOST_FEATURES = 32
 
 
 class FuseAttention(Pass):
@@ -46,9 +51,9 @@ class FuseAttention(Pass):
                         ctx.missed(aggregate, reason)
             elif (frame := unsorted_frame(aggregate)) is not None:
                 match match_scores(frame, rewriter.program):
-                    case ("attend_dot", (query, key, value, _, _, edge, _, scale)):
+                    case ("attend_dot", (query, key, value, _, _, edge, *_, scale)):
                         rowptr, src, perm = _by_destination(rewriter, aggregate, frame)
-                        given = [query, key, value, rowptr, src, edge, perm, scale]
+                        given = [query, key, value, rowptr, src, edge, perm, None, None, scale]
                         _replace(rewriter, aggregate, "attend_dot", given)
                     case str(reason):
                         ctx.missed(aggregate, reason)
@@ -82,7 +87,11 @@ def _replace(rewriter: Rewriter, aggregate: Instr, op: str, args: list[Any]) -> 
         )
     last, mean = _joined(aggregate)
     single = len(aggregate.shape) == 2
-    for place in _HEADED[op]:
+    headed = _HEADED[op]
+    if op != "attend_gat" and (features := _features(args[5])) is not None:
+        args[5], args[7], args[8] = features
+        headed = headed[:-1]
+    for place in headed:
         value = args[place]
         if value is not None and (single or is_param(value)):
             args[place] = _with_heads(rewriter, aggregate, value, op == "attend_gat" and place > 0)
@@ -91,6 +100,17 @@ def _replace(rewriter: Rewriter, aggregate: Instr, op: str, args: list[Any]) -> 
         size = [-1, *aggregate.shape[1:]]
         rows = rewriter.insert(last, "aten.view.default", rows, size, like=aggregate)
     rewriter.replace(last, rows)
+
+
+def _features(edge: Instr | None) -> tuple[Any, Any, Any] | None:
+    """(features, weight, bias) that make rows of edges, if that is faster than to read the rows."""
+    if edge is None:
+        return None
+    layer = edge.arg if edge.op in RESHAPES else edge
+    features, weight, bias = edge_features(layer)
+    if weight is None or layer.shape[0] != edge.shape[0] or weight.shape[1] > _MOST_FEATURES:
+        return None
+    return features, weight, bias
 
 
 def _with_heads(rewriter: Rewriter, before: Instr, value: Instr, is_score: bool) -> Instr:

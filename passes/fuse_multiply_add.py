@@ -1,9 +1,9 @@
 """Multiply and add in one op, which reads and writes what is left of a norm once.
 
-    t: f32[N, 8] = aten.mul.Tensor(x, s)
-    y: f32[N, 8] = aten.add.Tensor(t, c)
-  becomes
-    y: f32[N, 8] = aten.addcmul.default(c, x, s)
+  t: f32[N, 8] = aten.mul.Tensor(x, s)
+  y: f32[N, 8] = aten.add.Tensor(t, c)
+becomes
+  y: f32[N, 8] = aten.addcmul.default(c, x, s)
 """
 
 from __future__ import annotations

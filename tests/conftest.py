@@ -32,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/")
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Torch draws the same numbers for a test whenever it runs."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Compares a text with the file of that name in tests/golden/, or rewrites the file."""

@@ -254,3 +254,21 @@ def test_layers_with_one_head(
     assert f" {op}(" in optimized.ir()
     with torch.no_grad():
         torch.testing.assert_close(optimized(*args), model(*args), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("features", [5, 40], ids=["few", "many"])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize(("layer", "layers"), [(GATv2Conv, 2), (TransformerConv, 4)])
+def test_rows_of_a_few_features_of_edges_are_made_where_they_are_read(
+    layer: type[nn.Module], layers: int, heads: int, features: int
+) -> None:
+    model: Any = layer(24, 6, heads=heads, edge_dim=features).eval()
+    args = torch.randn(50, 24), torch.randint(50, (2, 300)), torch.randn(300, features)
+    optimized = gnnfx.optimize(model, "fp32", args)
+    # Without that of edges, unless there are as many features as make rows of their own worthwhile.
+    assert optimized.ir().count("= linear(") == layers + (features > 32)
+    small = gnnfx.optimize(model, "int8", args, calibration=[args])
+    with torch.no_grad():
+        want = model(*args)
+        torch.testing.assert_close(optimized(*args), want, rtol=1e-5, atol=1e-5)
+        assert float((small(*args) - want).abs().max()) < 0.02 * float(want.abs().max())
