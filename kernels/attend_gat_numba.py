@@ -26,18 +26,20 @@ from gnnfx.kernels.attention_numba import (
     TARGET,
     TARGET_SCORE,
     TARGET_STRIDE,
-    add_chunk,
-    add_chunk_by_head,
     edges_at_a_time,
-    finish_mean,
-    finish_row,
-    finish_row_by_head,
     invert_sums,
     launch_attention,
     logit_groups,
     mute_tail,
     reject_attention,
     weigh_chunk,
+)
+from gnnfx.kernels.attention_rows_numba import (
+    add_chunk,
+    add_chunk_by_head,
+    finish_mean,
+    finish_row,
+    finish_row_by_head,
 )
 from gnnfx.kernels.csr_numba import piece_start, source
 from gnnfx.kernels.epilogue_numba import PIECES, ROWS

@@ -28,23 +28,25 @@ from gnnfx.kernels.attention_numba import (
     SRC,
     TARGET,
     TARGET_STRIDE,
+    edges_at_a_time,
+    invert_sums,
+    launch_attention,
+    mute_tail,
+    read_qparams,
+    reject_attention,
+    weigh_chunk,
+)
+from gnnfx.kernels.attention_rows_numba import (
     add_chunk,
     add_chunk_by_head,
     edge_place,
-    edges_at_a_time,
     finish_mean,
     finish_row,
     finish_row_by_head,
     head_of,
-    invert_sums,
-    launch_attention,
     make_edges,
-    mute_tail,
     prefetch_blocks,
     prefetch_pair,
-    read_qparams,
-    reject_attention,
-    weigh_chunk,
 )
 from gnnfx.kernels.csr_numba import piece_start, source
 from gnnfx.kernels.epilogue_numba import PIECES, ROWS

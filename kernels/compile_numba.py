@@ -57,8 +57,8 @@ def _shared_source() -> str:
 
     Numba compiles a kernel again when its own file has changed, but does not look at these.
     """
-    names = ("vectors", "csr", "epilogue", "attention", "nonzeros", "tiles", "messages")
-    files = [f"{name}_numba.py" for name in names]
+    names = "vectors csr epilogue attention attention_rows nonzeros tiles messages"
+    files = [f"{name}_numba.py" for name in names.split()]
     text = b"".join(Path(__file__).with_name(name).read_bytes() for name in files)
     return hashlib.sha256(text).hexdigest()[:12]
 
