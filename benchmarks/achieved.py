@@ -3,7 +3,7 @@
 The program is run one instruction after the other, in several rounds, and each instruction's
 median time is set against the least time that its declared cost takes at the machine's rates: rows
 in the order of an index at the rate of gathering, all other bytes at that of copying, or its
-operations at the rate of a matrix product, whichever is longer.  ATen ops declare no cost; they
+matrix product at the rate of such products, whichever is longer.  ATen ops declare no cost; they
 are taken to read their arguments and to write their result once.
 """
 
@@ -82,10 +82,9 @@ def _times(part: str, module: fx.GraphModule, values: list[Any], limits: Limits)
         impl = op.select(*args, **kwargs).name if op is not None else "aten"
         name = op.name if op is not None else str(node.target)
         least, bound = _least(cost, [*args, *kwargs.values()], limits)
-        product = _product(name, op, args, kwargs, known[node], cost)
-        rate = 0.0 if product is None else limits.gemm(*product)  # 0 where nothing multiplies so
-        if rate and cost.flops / rate > least:
-            least, bound = cost.flops / rate, "gemm"
+        multiplying = _multiplying(name, op, args, kwargs, known[node], cost, limits)
+        if multiplying > least:
+            least, bound = multiplying, "gemm"
         middle = statistics.median(sample)
         found.append(
             OpTime(part, node.name, name, impl, middle, least, bound, cost.bytes, cost.flops)
@@ -171,25 +170,33 @@ def _least(cost: Cost, operands: list[Any], limits: Limits) -> tuple[float, str]
     return moving, "gather" if 2 * gathering > moving else "copy"
 
 
-def _product(
-    name: str, op: OpDef | None, args: Any, kwargs: Any, result: Any, cost: Cost
-) -> tuple[int, int, int, torch.dtype] | None:
-    """Rows, inputs, outputs and dtype of the matrix product in a call, if there is one.
+def _multiplying(
+    name: str, op: OpDef | None, args: Any, kwargs: Any, result: Any, cost: Cost, limits: Limits
+) -> float:
+    """The least seconds that the matrix product in a call takes; 0 where there is none.
 
-    The product of an edge MLP has a row for each edge, that of a sum all inputs of its terms.
+    The product of an edge MLP has a row for each edge, that of a sum all inputs of its terms, and
+    that of features of edges, which is never written, the rate of one that stays in the cache.
     """
+    given = {} if op is None else inspect.signature(op.reference).bind(*args, **kwargs).arguments
+    if given.get("edge_weight") is not None:
+        outputs, inputs = given["edge_weight"].shape
+        operations = 2 * given["src"].shape[0] * inputs * outputs
+        return operations / limits.fused_gemm(inputs, outputs)
     if not cost.flops or not ("linear" in name or "mlp" in name or name in _PRODUCTS):
-        return None
+        return 0.0
     if op is None:
         weight = next(t for t in reversed(args) if isinstance(t, Tensor) and t.dim() == 2)
         inputs, outputs = weight.shape
+    elif given.get("weight") is None:  # a sparse product, which no rate of dense ones limits
+        return 0.0
     else:
-        weights = inspect.signature(op.reference).bind(*args, **kwargs).arguments.get("weight")
-        if weights is None:  # a sparse product, which no rate of dense ones limits
-            return None
-        weight = weights[0] if isinstance(weights, (list, tuple)) else weights
+        weight = given["weight"]
+        weight = weight[0] if isinstance(weight, (list, tuple)) else weight
         outputs, inputs = weight.shape[0], weight.shape[1]
         if "mlp" not in name:
             inputs = max(cost.flops // (2 * result.shape[0] * outputs), 1)
     rows = max(cost.flops // (2 * inputs * outputs), 1)
-    return rows, inputs, outputs, torch.float32 if weight.is_floating_point() else torch.int8
+    dtype = torch.float32 if weight.is_floating_point() else torch.int8
+    rate = limits.gemm(rows, inputs, outputs, dtype)  # 0 where nothing multiplies so
+    return cost.flops / rate if rate else 0.0

@@ -18,6 +18,7 @@ from torch import Tensor
 _TRIES = 7
 _LEAST_COPIED, _MOST_COPIED = 2**12, 2**28  # bytes; caches hold less than the most
 _MOST_ROWS = 2**18
+_ROWS_IN_CACHE = 2**12
 
 
 @dataclass
@@ -52,6 +53,11 @@ class Limits:
         rows = min(rows, _MOST_ROWS)
         key = ("gemm", rows, inputs, outputs, str(dtype).removeprefix("torch."))
         return self._rate(key, lambda: _gemm(rows, inputs, outputs, dtype, self.device))
+
+    def fused_gemm(self, inputs: int, outputs: int) -> float:
+        """As `gemm` in float32, of as many rows as caches hold: none is written to memory."""
+        sizes = (_ROWS_IN_CACHE >> shift for shift in range(3))
+        return max(self.gemm(rows, inputs, outputs, torch.float32) for rows in sizes)
 
     def to_dict(self) -> dict[str, float]:
         """All rates measured so far, a line each."""

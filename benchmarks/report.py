@@ -20,6 +20,7 @@ from tables import Table, latency_table, op_row, op_tables, peer_table, ratio, s
 from workloads import GRAPHS
 
 README = Path(__file__).parent / "README.md"
+_GATHERING = ("aggregate", "attend")
 _SHOWN = ("gnnfx-fp32", "gnnfx-int8", "gnnfx-int4")
 
 
@@ -126,17 +127,17 @@ def _mean(works: list[dict[str, Any]], name: str) -> str:
 
 
 def _gathering(works: list[dict[str, Any]]) -> Table:
-    """The ops that are bound by reading rows in the order of an index."""
+    """The ops that read rows in the order of an index, and those that are bound by it."""
     rows = [
         (f"{work['name']} {policy}", *op_row(op)[1:])
         for work in works
         for policy, ops in work["programs"].items()
         for op in ops
-        if op["bound"] == "gather"
+        if op["bound"] == "gather" or op["op"].removeprefix("quantized_").startswith(_GATHERING)
     ]
     return Table(
         "Ops that gather, against the rate at which this machine reads the same rows and does "
-        "nothing else:",
+        "nothing else, or multiplies and does nothing else where that binds:",
         ("workload", "op", "by", "ms", "bound", "of limit", "GB/s", "GFLOP/s"),
         rows,
     )

@@ -150,6 +150,19 @@ def test_sparse_products_are_limited_by_what_they_move(suite: SimpleNamespace) -
     assert found["sparse_linear"].bound in ("copy", "gather")
 
 
+def test_products_of_edge_features_are_limited_by_their_rate(suite: SimpleNamespace) -> None:
+    achieved = importlib.import_module("achieved")
+    x, edge_index = torch.randn(40, 64), torch.randint(40, (2, 4000))
+    edge_attr = torch.randn(4000, 64)
+    model = pyg.GINEConv(torch.nn.Linear(64, 64), edge_dim=64).eval()
+    module = gnnfx.optimize(model, "fp32", (x, edge_index, edge_attr))
+    limits = suite.limits.Limits.of(edge_index, 40)
+    times = achieved.op_times(module, (x, edge_index, edge_attr), limits)
+    found = {time.op: time for time in times}["aggregate_messages"]
+    assert found.bound == "gemm"
+    assert found.least == 2 * 4000 * 64 * 64 / limits.fused_gemm(64, 64)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_codes_of_a_converted_module_are_compared_site_by_site(
     suite: SimpleNamespace, bits: int
