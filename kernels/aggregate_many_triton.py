@@ -82,7 +82,8 @@ def _store_all(
     if x_dst_ptr is not None:
         # Added to every message of the row, so it moves out of the reductions.
         rows = row + tl.zeros((1,), dtype=tl.int64)
-        own = load_rows(x_dst_ptr, rows, (rows >= 0) & (degree > 0), first, channels, COLS)
+        own = load_rows(x_dst_ptr, rows, rows >= 0, first, channels, COLS)
+        own = tl.where(degree > 0, own, 0.0)
         total += own * degree.to(tl.float32)
         mean += own
         least += own

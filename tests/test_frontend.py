@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch_geometric.nn as pyg
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data
@@ -146,6 +147,37 @@ def test_a_model_of_which_nothing_can_be_captured_runs_as_it_is() -> None:
     assert path == ""
     assert "WLConv" in reason
     assert "kept as it is" in str(opt.report)
+
+
+class WritesItsInput(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        # Outside of training, dropout gives its input itself.
+        return x.clone() + functional.dropout(x, 0.5, self.training).mul_(2)
+
+
+class CountsItsCalls(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return x
+
+
+def test_a_model_that_writes_to_its_input_writes_to_it() -> None:
+    x = torch.randn(5, 3)
+    opt, (given, eagers) = gnnfx.optimize(WritesItsInput(), "fp32", (x.clone(),)), (x.clone(), x)
+    torch.testing.assert_close(opt(given), WritesItsInput().eval()(eagers))
+    torch.testing.assert_close(given, eagers)
+    assert opt.report.kept == (("", "WritesItsInput writes to its argument 'x'"),)
+
+
+def test_a_layer_that_writes_to_its_buffer_is_kept() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), CountsItsCalls(), nn.Linear(3, 3))
+    opt = compare(model, (torch.randn(5, 3),), (torch.randn(2, 3),))
+    assert opt.report.kept == (("1", "CountsItsCalls writes to its buffer 'calls'"),)
+    assert float(model.get_buffer("1.calls")) == 2
 
 
 def test_the_length_of_a_vector_is_no_constant() -> None:

@@ -39,10 +39,6 @@ def _write_a_view(x: Tensor, edge_index: Tensor) -> Tensor:
     return y
 
 
-def _write_the_input(x: Tensor, edge_index: Tensor) -> Tensor:
-    return x.view(-1, 2).clone().relu_().view(-1, 4) + functional.dropout(x, 0.5, False).mul_(2)
-
-
 def _twice(x: Tensor, edge_index: Tensor) -> Tensor:
     y = x * 2
     z = y.add_(1)
@@ -81,7 +77,6 @@ BODIES: dict[str, tuple[Body, bool]] = {
     "view-of-the-result": (_view_of_the_result, True),
     "view-read-later": (_write_then_read_view, False),
     "view-written": (_write_a_view, False),
-    "input-written": (_write_the_input, False),
     "other-dtype": (_promotes, False),
 }
 

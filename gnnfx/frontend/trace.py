@@ -118,7 +118,7 @@ def trace(
     """Capture `model` in eval mode; with no example inputs they are made from its signature.
 
     Raises InputError if inputs are needed and cannot be made or the model does not run on them,
-    TraceError if `torch.export` cannot capture the model.
+    TraceError if `torch.export` cannot capture the model or the model writes to its inputs.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -127,16 +127,23 @@ def trace(
         inputs = make_example(model)
     else:
         inputs = signature.bind(args or (), kwargs or {})
-    frozen = frozen_copy(model)
+    name, frozen, before = type(model).__name__, frozen_copy(model), _versions(inputs)
     if error := run_error(frozen, inputs):
-        raise InputError(f"{type(model).__name__} does not run on the example inputs: {error}")
-    name = type(model).__name__
+        raise InputError(f"{name} does not run on the example inputs: {error}")
+    if written := [leaf for leaf, version in _versions(inputs).items() if version != before[leaf]]:
+        raise TraceError(f"{name} writes to its argument {written[0]!r}")
     try:
         return _captured(frozen, name, signature, inputs)
     except TraceError:
         if paths := _faults(frozen, inputs):
             return _captured(frozen, name, signature, inputs, paths)
         raise
+
+
+def _versions(inputs: dict[str, Any]) -> dict[str, int]:
+    """How often each tensor of the inputs was written to; those of inference mode do not count."""
+    tensors = {leaf: v for leaf, v in flatten(inputs).items() if isinstance(v, Tensor)}
+    return {leaf: t._version for leaf, t in tensors.items() if not t.is_inference()}
 
 
 def _faults(model: nn.Module, inputs: dict[str, Any]) -> dict[str, str]:
@@ -217,6 +224,8 @@ def _capture(
     # The parts of a sparse matrix are views of it, which export would try to follow.
     values = [v.clone() if isinstance(v, Tensor) else v for v in map(leaves.get, dims)]
     exported, assumptions = _export(adapter, name, values, dims)
+    for buffer in exported.graph_signature.buffers_to_mutate.values():
+        raise TraceError(f"{name} writes to its buffer {buffer.removeprefix(_PREFIX)!r}")
     traced = _traced(exported, name, signature, inputs, leaves, tuple(dims), assumptions)
     _verify_form(traced, name, inputs)
     for record in records:
