@@ -1,8 +1,9 @@
 """CPU code of `aggregate_linear_sum`: a block of rows at a time, from edges to results.
 
 For each term, the rows of the block that have edges are reduced into a buffer, side by side, and
-multiplied in tiles that add to the sums of the block.  Buffer and sums stay in the cache, and
-nothing is computed for rows without edges.
+multiplied in tiles that add to the sums of the block; meanwhile the rows that are reduced next are
+on their way into the cache.  Buffer and sums stay there, and nothing is computed for rows without
+edges.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -29,7 +30,7 @@ from gnnfx.kernels.tiles_numba import (
     LEAST_PANEL,
     OPERATIONS_SHIFT,
     TILE,
-    multiply_tile,
+    multiply_tile_and_prefetch,
     reject_weights,
 )
 from gnnfx.kernels.vectors_numba import (
@@ -47,7 +48,8 @@ from gnnfx.kernels.vectors_numba import (
 TERMS, MEAN, WIDTH, BLOCK, BUFFER, FIRST_TERM = range(FIRST_FREE, FIRST_FREE + 6)
 X, ROWPTR, SRC, EDGES, WEIGHT, INPUTS = range(6)
 _PLACES = 6  # of a term
-_FLOATS = 2**15  # of a block: its sums and the reduced rows of one term
+_FLOATS = 2**16  # of a block: its sums and the reduced rows of one term
+_MOST_AHEAD = 2**18  # bytes of rows asked for; with a block and a weight, less than a second cache
 _LEAST_ROWS, _MOST_ROWS = 4 * TILE, 256
 _SCRATCH, _TARGETS = _FLOATS + LINE // 4, _MOST_ROWS + TILE
 # While some rows are read others are multiplied, so reads cost less than they do by themselves, and
@@ -57,15 +59,17 @@ _FEW_VALUES = 2**20
 
 
 @njit(forceinline=True)
-def _tile(x, inputs, weight, width, sums, target, lanes):
+def _tile(x, inputs, weight, width, sums, target, coming, lanes):
     """Add six rows of x times a panel of the weight to the sums of their target rows."""
-    y0, y1, y2, y3, y4, y5 = multiply_tile(x, inputs, weight, width, lanes)
+    products, edge = multiply_tile_and_prefetch(x, inputs, weight, width, coming, lanes)
+    y0, y1, y2, y3, y4, y5 = products
     _add(y0, sums, width, target, lanes)
     _add(y1, sums, width, target + 4, lanes)
     _add(y2, sums, width, target + 8, lanes)
     _add(y3, sums, width, target + 12, lanes)
     _add(y4, sums, width, target + 16, lanes)
     _add(y5, sums, width, target + 20, lanes)
+    return edge
 
 
 @njit(forceinline=True)
@@ -75,28 +79,51 @@ def _add(y, sums, width, target, lanes):
 
 
 @njit(forceinline=True)
-def _panel(a, term, used, buffer, sums, targets, channel, lanes):
+def _panel(a, term, used, buffer, sums, targets, channel, coming, lanes):
     inputs, width = a[term + INPUTS], a[WIDTH]
     weight, sums = a[term + WEIGHT] + 4 * channel, sums + 4 * channel
+    table, row_bytes, src, edge, stop = coming
     for row in range(0, used, TILE):
-        _tile(buffer + 4 * inputs * row, inputs, weight, width, sums, targets + 4 * row, lanes)
+        x, target = buffer + 4 * inputs * row, targets + 4 * row
+        ahead = table, row_bytes, src, edge, stop
+        edge = _tile(x, inputs, weight, width, sums, target, ahead, lanes)
+    return table, row_bytes, src, edge, stop
 
 
 @njit(forceinline=True)
-def _multiply(a, term, used, buffer, sums, targets):
+def _multiply(a, term, used, buffer, sums, targets, coming):
     """Add the rows in the buffer, times the weight of a term, to the sums."""
     width, channel = a[WIDTH], 0
     while channel + 64 <= width:
-        _panel(a, term, used, buffer, sums, targets, channel, 64)
+        coming = _panel(a, term, used, buffer, sums, targets, channel, coming, 64)
         channel += 64
     if width & 32 != 0:
-        _panel(a, term, used, buffer, sums, targets, channel, 32)
+        coming = _panel(a, term, used, buffer, sums, targets, channel, coming, 32)
         channel += 32
     if width & 16 != 0:
-        _panel(a, term, used, buffer, sums, targets, channel, 16)
+        coming = _panel(a, term, used, buffer, sums, targets, channel, coming, 16)
         channel += 16
     if width & 8 != 0:
-        _panel(a, term, used, buffer, sums, targets, channel, 8)
+        _panel(a, term, used, buffer, sums, targets, channel, coming, 8)
+
+
+@njit(forceinline=True)
+def _rows_to_come(a, number, begin, end):
+    """What `multiply_tile_and_prefetch` asks for: sources of the edges that are reduced next.
+
+    They are those of the term behind `number` for the block of rows `begin` to `end`, or of the
+    first for the block behind; rows of a term without a graph are read in order and need no asking.
+    """
+    number += 1
+    if number >= a[TERMS]:
+        number, begin, end = 0, end, min(end + a[BLOCK], a[ROWS])
+    term = FIRST_TERM + _PLACES * number
+    rowptr, first, stop = a[term + ROWPTR], 0, 0
+    if rowptr != 0:
+        first, stop = read_i32(rowptr + 4 * begin), read_i32(rowptr + 4 * end)
+    row_bytes = 4 * a[term + INPUTS]
+    stop = min(stop, first + _MOST_AHEAD // row_bytes)
+    return a[term + X], row_bytes, a[term + SRC], first, stop
 
 
 @njit(forceinline=True)
@@ -166,7 +193,8 @@ def _blocks(in_lanes, out_lanes):
                     # What a last tile computes of no row goes into a row of its own.
                     for rest in range(used, used + TILE):
                         write_i32(targets + 4 * rest, np.int32(a[BLOCK]))
-                    _multiply(a, term, used, buffer, sums, targets)
+                    coming = _rows_to_come(a, number, begin, end)
+                    _multiply(a, term, used, buffer, sums, targets, coming)
                 for row in range(begin, end):
                     _finish_row(a, row, sums + 4 * (row - begin) * a[WIDTH], out_lanes)
                 begin = end

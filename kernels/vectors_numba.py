@@ -218,6 +218,17 @@ def prefetch_line(builder, address, cache):
     builder.call(function, [pointer_to(builder, address, _I8), _I32(0), _I32(cache), _I32(1)])
 
 
+@intrinsic
+def prefetch_far(typingctx, address):
+    """Start loading a cache line into the second cache."""
+
+    def codegen(context, builder, sig, args):
+        prefetch_line(builder, args[0], 2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 @intrinsic(prefer_literal=True)
 def prefetch(typingctx, address, num_bytes):
     """Start loading the cache lines of so many bytes."""
