@@ -181,7 +181,7 @@ def _multiplying(
     given = {} if op is None else inspect.signature(op.reference).bind(*args, **kwargs).arguments
     if given.get("edge_weight") is not None:
         outputs, inputs = given["edge_weight"].shape
-        operations = 2 * given["src"].shape[0] * inputs * outputs
+        operations: int = 2 * given["src"].shape[0] * inputs * outputs
         return operations / limits.fused_gemm(inputs, outputs)
     if not cost.flops or not ("linear" in name or "mlp" in name or name in _PRODUCTS):
         return 0.0

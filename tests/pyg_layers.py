@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 F, H = 8, 6  # input and output channels
 TYPES = 3
+# What torch.export captures differs: it learned one layer of transformers and forgot another.
+_SINCE_2_15 = torch.__version__ >= "2.15"
 
 
 @dataclass(frozen=True)
@@ -262,13 +264,17 @@ AGGREGATIONS: dict[str, Layer] = {
         _sets,
     ),
     "PatchTransformerAggregation": Layer(
-        lambda: pyg.PatchTransformerAggregation(F, H, 2, 8, 1, heads=2), _sets, kept=True
+        lambda: pyg.PatchTransformerAggregation(F, H, 2, 8, 1, heads=2),
+        _sets,
+        kept=not _SINCE_2_15,
     ),
     "PowerMeanAggregation": Layer(lambda: pyg.PowerMeanAggregation(learn=True), _sets),
     "QuantileAggregation": Layer(lambda: pyg.QuantileAggregation([0.2, 0.7]), _sets),
     "Set2Set": Layer(lambda: pyg.Set2Set(F, processing_steps=2), _sets),
     "SetTransformerAggregation": Layer(
-        lambda: pyg.SetTransformerAggregation(F, num_seed_points=2, heads=2), _sets
+        lambda: pyg.SetTransformerAggregation(F, num_seed_points=2, heads=2),
+        _sets,
+        kept=_SINCE_2_15,
     ),
     "SoftmaxAggregation": Layer(lambda: pyg.SoftmaxAggregation(learn=True), _sets),
     "SortAggregation": Layer(lambda: pyg.SortAggregation(k=3), _sets),

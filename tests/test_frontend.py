@@ -156,6 +156,8 @@ class WritesItsInput(nn.Module):
 
 
 class CountsItsCalls(nn.Module):
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))

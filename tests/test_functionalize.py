@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn import functional
 from torch_geometric.nn import global_mean_pool
 from torch_geometric.utils import scatter
 
